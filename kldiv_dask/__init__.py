@@ -1,0 +1,1 @@
+"""Exact, reproducible KL divergence over Dask arrays."""
