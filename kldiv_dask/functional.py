@@ -1,0 +1,298 @@
+"""The public functions: torch's contract, and a few lines of orchestration."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask import graph
+from kldiv_dask.align import Pair, align, as_dask
+from kldiv_dask.kernels.pointwise import Term
+from kldiv_dask.options import (
+    Reduction,
+    legacy_reduction,
+    resolve_dtype,
+    resolve_reduction,
+)
+
+SplitEvery = int | Mapping[int, int] | None
+
+
+def kl_div(
+    input: Any,
+    target: Any,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    log_target: bool = False,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    zero_safe: bool = False,
+    split_every: SplitEvery = None,
+) -> da.Array:
+    r"""Kullback-Leibler divergence of chunked arrays, as `torch.nn.functional.kl_div` defines it.
+
+    The term of each element is ``xlogy(target, target) - target * input``, or
+    ``exp(target) * (target - input)`` with `log_target`: the summand of
+    :math:`\mathrm{KL}(P \parallel Q) = \sum p \log(p / q)` with ``input = log q`` and
+    ``target = p`` or ``log p``, in nats [1]_. The terms are summed exactly and the result is
+    rounded once, so it is the same, bit for bit, for every chunking, scheduler and order of
+    execution.
+
+    Parameters
+    ----------
+    input : array_like of float16, float32 or float64
+        Log-probabilities: a Dask array, a NumPy array, or what `dask.array.asanyarray` takes.
+    target : array_like of float16, float32 or float64
+        Probabilities, or log-probabilities with `log_target`. Broadcasts with `input`, both ways.
+    size_average, reduce : bool, optional
+        Deprecated, as in torch: by their truthiness they stand for, and override, a `reduction`.
+    reduction : {'mean', 'batchmean', 'sum', 'none'}
+        ``'mean'`` divides the sum by the number of elements, ``'batchmean'`` by
+        ``input.shape[0]``, and ``'none'`` returns the terms. ``'batchmean'`` is the mean KL
+        divergence of a batch of distributions.
+    log_target : bool
+        Whether `target` holds log-probabilities.
+    dtype : dtype_like, optional
+        Floating type of the computation and the result, to which both operands are cast. By
+        default the wider of the operands' types; a 0-d operand does not widen an array. Terms of
+        types narrower than float32 are computed in float32.
+    zero_safe : bool
+        Whether a zero target (0, or -inf with `log_target`) contributes 0 also where `input` is
+        infinite. By default it contributes NaN there, as in torch.
+    split_every : int or dict from axis to int, optional
+        How many partial sums one task merges, at least 2; about 32 by default. Does not change
+        the result.
+
+    Returns
+    -------
+    dask.array.Array
+        Lazy; 0-d, or of the broadcast shape for ``'none'``.
+
+    Raises
+    ------
+    ValueError
+        `reduction` is unknown, the shapes do not broadcast together, or chunk sizes are unknown
+        where they are needed.
+    TypeError
+        An operand is complex, integer or boolean, or `dtype` is not a supported floating type.
+
+    Warns
+    -----
+    UserWarning
+        ``reduction='mean'`` is asked for, the default included, or a deprecated spelling is used.
+    dask.array.PerformanceWarning
+        The operands' chunks differ and one operand has to be rechunked.
+
+    References
+    ----------
+    .. [1] S. Kullback and R. A. Leibler, "On Information and Sufficiency", Ann. Math. Statist. 22
+       (1951) 79-86.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> from kldiv_dask import kl_div
+    >>> q = da.from_array(np.log([[0.25, 0.75], [0.5, 0.5]]), chunks=(1, 2))
+    >>> p = da.from_array(np.array([[0.5, 0.5], [0.5, 0.5]]), chunks=(1, 2))
+    >>> print(f"{kl_div(q, p, reduction='batchmean').compute():.6f}")
+    0.071921
+    >>> kl_div(q, p, reduction="none").compute().round(6)
+    array([[ 0.346574, -0.202733],
+           [ 0.      ,  0.      ]])
+    """
+    resolved = resolve_reduction(size_average, reduce, reduction, stacklevel=2)
+    return _kl_div(input, target, resolved, log_target, dtype, zero_safe, split_every, stacklevel=2)
+
+
+def _kl_div(
+    input: Any,
+    target: Any,
+    reduction: Reduction,
+    log_target: bool,
+    dtype: npt.DTypeLike | None,
+    zero_safe: bool,
+    split_every: SplitEvery,
+    *,
+    stacklevel: int,
+) -> da.Array:
+    pair, term = _prepare(input, target, log_target, dtype, zero_safe, stacklevel=stacklevel + 1)
+    if reduction.kind == "none":
+        return _elementwise(pair, term, reduction)
+    merged = graph.merged_partial(pair, term, split_every)
+    return graph.value(merged, pair, reduction, term.dtype)
+
+
+def _prepare(
+    input: Any,
+    target: Any,
+    log_target: bool,
+    dtype: npt.DTypeLike | None,
+    zero_safe: bool,
+    *,
+    stacklevel: int,
+) -> tuple[Pair, Term]:
+    input, target = as_dask(input, target)
+    resolved = resolve_dtype(input, target, dtype)
+    pair = align(input, target, resolved, stacklevel=stacklevel + 1)
+    return pair, Term(resolved, bool(log_target), bool(zero_safe))
+
+
+def _elementwise(pair: Pair, term: Term, reduction: Reduction) -> da.Array:
+    if not reduction.per_batch or not pair.input.ndim:
+        return graph.terms(pair, term)
+    batch_size = pair.input.shape[0]
+    if np.isnan(batch_size):
+        raise ValueError(
+            "input.shape[0], the batch size, is unknown; call compute_chunk_sizes() on input first"
+        )
+    wide = term._replace(dtype=term.compute_dtype)
+    return (graph.terms(pair, wide) / int(batch_size)).astype(term.dtype)
+
+
+class KLDivSummary(NamedTuple):
+    """Every reduction of one pair of arrays, and what was counted on the way.
+
+    As `kl_div_summary` returns it, each field is a lazy 0-d Dask array; `compute` turns all of them
+    into numbers in one pass.
+    """
+
+    sum: Any
+    """The exact sum of the terms in nats, rounded once."""
+    mean: Any
+    """The sum divided by `numel`, rounded once."""
+    batchmean: Any
+    """The sum divided by `batch_size`, rounded once."""
+    numel: Any
+    """The number of elements of the broadcast result."""
+    batch_size: Any
+    """``input.shape[0]``, or 1 where `input` is 0-d."""
+    nan_count: Any
+    """How many terms are NaN."""
+    posinf_count: Any
+    """How many terms are +inf."""
+    neginf_count: Any
+    """How many terms are -inf."""
+
+    def compute(self, **kwargs: Any) -> "KLDivSummary":
+        """Compute all fields from a single read of the data.
+
+        Parameters
+        ----------
+        **kwargs
+            Passed on to `dask.compute`, such as ``scheduler``.
+
+        Returns
+        -------
+        KLDivSummary
+            The same fields as NumPy scalars.
+        """
+        return KLDivSummary(*dask.compute(*self, **kwargs))
+
+
+def kl_div_summary(
+    input: Any,
+    target: Any,
+    *,
+    log_target: bool = False,
+    dtype: npt.DTypeLike | None = None,
+    zero_safe: bool = False,
+    split_every: SplitEvery = None,
+) -> KLDivSummary:
+    """Return every reduction of `kl_div`, and counts of non-finite terms, from one pass.
+
+    Parameters
+    ----------
+    input, target, log_target, dtype, zero_safe, split_every
+        As for `kl_div`.
+
+    Returns
+    -------
+    KLDivSummary
+        Lazy 0-d Dask arrays; sum, mean and batchmean in the result type of `kl_div`, the counts
+        in int64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `kl_div`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kldiv_dask import kl_div_summary
+    >>> summary = kl_div_summary(np.log([0.25, 0.75]), np.array([0.5, 0.5]))
+    >>> round(float(summary.sum), 6)
+    0.143841
+    >>> kl_div_summary(np.array([-np.inf, 0.0]), np.zeros(2)).compute().nan_count
+    np.int64(1)
+    """
+    pair, term = _prepare(input, target, log_target, dtype, zero_safe, stacklevel=2)
+    merged = graph.merged_partial(pair, term, split_every)
+    reductions = (Reduction("sum", False), Reduction("mean", False), Reduction("sum", True))
+    return KLDivSummary(
+        *(graph.value(merged, pair, reduction, term.dtype) for reduction in reductions),
+        *(graph.count(merged, pair, what) for what in ("numel", "rows", "nan", "posinf", "neginf")),
+    )
+
+
+class KLDivLoss:
+    """`kl_div` with its options fixed, as `torch.nn.KLDivLoss`.
+
+    Parameters
+    ----------
+    size_average, reduce, reduction, log_target
+        As for `kl_div`. The deprecated flags are resolved here, once, to a plain `reduction`.
+    dtype, zero_safe, split_every
+        As for `kl_div`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kldiv_dask import KLDivLoss
+    >>> loss = KLDivLoss(reduction="batchmean")
+    >>> loss
+    KLDivLoss(reduction='batchmean', log_target=False)
+    >>> float(loss(np.log([[0.5, 0.5]]), np.array([[0.5, 0.5]])))
+    0.0
+    """
+
+    def __init__(
+        self,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        log_target: bool = False,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        zero_safe: bool = False,
+        split_every: SplitEvery = None,
+    ) -> None:
+        if size_average is not None or reduce is not None:
+            reduction = legacy_reduction(size_average, reduce, stacklevel=2)
+        self.reduction = reduction
+        self.log_target = log_target
+        self.dtype = dtype
+        self.zero_safe = zero_safe
+        self.split_every = split_every
+
+    def __call__(self, input: Any, target: Any) -> da.Array:
+        """Return `kl_div` of a pair; see there."""
+        resolved = resolve_reduction(None, None, self.reduction, stacklevel=2)
+        return _kl_div(
+            input,
+            target,
+            resolved,
+            self.log_target,
+            self.dtype,
+            self.zero_safe,
+            self.split_every,
+            stacklevel=2,
+        )
+
+    def __repr__(self) -> str:
+        return f"KLDivLoss(reduction={self.reduction!r}, log_target={self.log_target!r})"

@@ -1,0 +1,101 @@
+"""Reductions, legacy flags and data types: many spellings in, one resolved value out."""
+
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Kind = Literal["none", "mean", "sum"]
+
+REDUCTIONS = ("none", "mean", "batchmean", "sum")
+
+_LEGACY: dict[tuple[bool, bool], Kind] = {
+    (True, True): "mean",
+    (False, True): "sum",
+    (True, False): "none",
+    (False, False): "none",
+}
+
+_FLOATS = ("float16", "float32", "float64")
+
+
+class Reduction(NamedTuple):
+    """A reduction with its spelling resolved.
+
+    `per_batch` divides what `kind` gives by the batch size. It stands beside `kind` because torch
+    divides even the results of legacy flags when ``reduction='batchmean'`` is passed with them.
+    """
+
+    kind: Kind
+    per_batch: bool
+
+
+def legacy_reduction(size_average: Any, reduce: Any, *, stacklevel: int) -> Kind:
+    """Translate torch's legacy flags, by their truthiness, and warn that they are deprecated."""
+    kind = _LEGACY[size_average is None or bool(size_average), reduce is None or bool(reduce)]
+    warnings.warn(
+        f"size_average and reduce are deprecated; use reduction={kind!r} instead",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
+    return kind
+
+
+def resolve_reduction(
+    size_average: Any, reduce: Any, reduction: str, *, stacklevel: int
+) -> Reduction:
+    """Resolve a reduction and the legacy flags that override it, with torch's warnings."""
+    if size_average is not None or reduce is not None:
+        kind = legacy_reduction(size_average, reduce, stacklevel=stacklevel + 1)
+        return Reduction(kind, reduction == "batchmean")
+    match reduction:
+        case "none":
+            return Reduction("none", False)
+        case "sum":
+            return Reduction("sum", False)
+        case "batchmean":
+            return Reduction("sum", True)
+        case "mean":
+            warnings.warn(
+                "reduction='mean' divides by the number of elements, classes included, so the "
+                "result is not the KL divergence; reduction='batchmean' divides by the batch size "
+                "and is",
+                UserWarning,
+                stacklevel=stacklevel + 1,
+            )
+            return Reduction("mean", False)
+        case "elementwise_mean":
+            warnings.warn(
+                "reduction='elementwise_mean' is deprecated; use reduction='mean' instead",
+                UserWarning,
+                stacklevel=stacklevel + 1,
+            )
+            return Reduction("mean", False)
+    accepted = ", ".join(map(repr, REDUCTIONS))
+    raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
+
+
+def check_operand(name: str, dtype: np.dtype[Any]) -> None:
+    """Refuse a data type that `kl_div` is not defined for."""
+    if dtype.name not in _FLOATS:
+        raise TypeError(f"{name} has dtype {dtype}; accepted are {', '.join(_FLOATS)}")
+
+
+def resolve_dtype(
+    input: npt.NDArray[Any], target: npt.NDArray[Any], dtype: npt.DTypeLike | None
+) -> np.dtype[np.floating]:
+    """Check the operands' data types and return the type of the computation and its result.
+
+    Only `dtype` and `ndim` of the operands are looked at. The wider float wins, except that a 0-d
+    operand does not widen an array.
+    """
+    operands = {"input": input, "target": target}
+    # torch looks for a complex operand before it looks for an integer one
+    for name, operand in sorted(operands.items(), key=lambda item: item[1].dtype.kind != "c"):
+        check_operand(name, operand.dtype)
+    if dtype is not None:
+        check_operand("dtype", resolved := np.dtype(dtype))
+        return resolved
+    deciding = [operand for operand in operands.values() if operand.ndim] or operands.values()
+    return max((operand.dtype for operand in deciding), key=lambda dtype: dtype.itemsize)

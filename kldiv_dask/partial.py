@@ -1,0 +1,85 @@
+"""The mergeable state of a sum: its layout, how two are merged, and how one becomes a number.
+
+A *partial* is a vector of `SIZE` int64: the exact sum as limbs (see `kernels.exact_sum`), the
+counts of NaN, +inf and -inf terms, the number of elements, and the number of batch rows. Partials
+are merged by adding them slot by slot; the limbs are then carried into their canonical form, so
+equal sums have equal partials, bit for bit.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF, STATE, carry
+
+NUMEL, ROWS = STATE, STATE + 1
+SIZE = STATE + 2
+
+Partial = npt.NDArray[np.int64]
+
+# The unit of the lowest limb is the smallest subnormal float64, 2**-1074.
+_UNITS_IN_ONE = 1 << 1074
+
+
+def zero(shape: tuple[int, ...] = ()) -> Partial:
+    """Return the partial of nothing, with leading axes of the given shape."""
+    return np.zeros((*shape, SIZE), dtype=np.int64)
+
+
+def merge(partials: Partial, axis: tuple[int, ...], keepdims: bool = False) -> Partial:
+    """Merge partials along `axis`, which never includes the last."""
+    return carry(partials.sum(axis=axis, keepdims=keepdims))
+
+
+class Total(NamedTuple):
+    """What one partial holds, as Python integers."""
+
+    units: int
+    nan: int
+    posinf: int
+    neginf: int
+    numel: int
+    rows: int
+
+
+def total(partial: Partial) -> Total:
+    """Unpack one canonical partial; `units` counts multiples of 2**-1074."""
+    low = int.from_bytes(partial[: LIMBS - 1].astype("<u4").tobytes(), "little")
+    units = low + (int(partial[LIMBS - 1]) << (32 * (LIMBS - 1)))
+    return Total(units, *(int(partial[i]) for i in (NAN, POSINF, NEGINF, NUMEL, ROWS)))
+
+
+def quotient(sums: Total, divisor: int, dtype: np.dtype[np.floating]) -> np.floating:
+    """Return the sum divided by `divisor`, rounded once to `dtype`.
+
+    NaN if there are NaN terms or infinities of both signs, an infinity if there are infinities of
+    one sign, and NaN for a zero `divisor`, which only an empty sum can have.
+    """
+    if sums.nan or (sums.posinf and sums.neginf) or divisor == 0:
+        return dtype.type("nan")
+    if sums.posinf or sums.neginf:
+        return dtype.type("inf" if sums.posinf else "-inf")
+    return round_ratio(sums.units, divisor * _UNITS_IN_ONE, dtype)
+
+
+def round_ratio(numerator: int, denominator: int, dtype: np.dtype[np.floating]) -> np.floating:
+    """Round ``numerator / denominator`` to the nearest number of `dtype`, ties to even.
+
+    Python divides integers with one correct rounding to float64. For a narrower type that quotient
+    is first rounded to odd instead, which makes the second rounding harmless because float64 has
+    at least two bits more than the narrower type: Boldo and Melquiond, "Emulation of FMA and
+    correctly rounded sums: proved algorithms using rounding to odd", IEEE Trans. Comput. 57 (2008).
+    """
+    try:
+        nearest = numerator / denominator
+    except OverflowError:
+        return dtype.type("inf" if numerator > 0 else "-inf")
+    if dtype != np.float64:
+        exact_numerator, exact_denominator = nearest.as_integer_ratio()
+        error = numerator * exact_denominator - exact_numerator * denominator
+        even = not int(np.float64(nearest).view(np.int64)) & 1
+        if error and even:
+            nearest = float(np.nextafter(nearest, np.inf if error > 0 else -np.inf))
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float64(nearest).astype(dtype)
