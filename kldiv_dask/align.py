@@ -5,9 +5,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import dask
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
+from dask.array.utils import meta_from_array
 from dask.utils import format_bytes
 
 Chunks = tuple[tuple[int, ...], ...]
@@ -29,26 +30,45 @@ class Pair(NamedTuple):
 
 def as_dask(input: Any, target: Any) -> tuple[da.Array, da.Array]:
     """Turn the operands into Dask arrays; one that is not yet takes the other's chunks."""
-    arrays = [a if isinstance(a, da.Array) else np.asanyarray(a) for a in (input, target)]
-    match [isinstance(a, da.Array) for a in arrays]:
-        case [True, False]:
-            arrays[1] = _chunk_like(arrays[1], arrays[0])
-        case [False, True]:
-            arrays[0] = _chunk_like(arrays[0], arrays[1])
-        case [False, False]:
-            wide = max(arrays, key=lambda a: a.nbytes)
-            arrays = [_chunk_like(a, da.asanyarray(wide)) for a in arrays]
-    return arrays[0], arrays[1]
+    arrays = [_as_array(a) for a in (input, target)]
+    lazy = [a for a in arrays if isinstance(a, da.Array)]
+    if lazy:
+        shape, chunks = lazy[0].shape, lazy[0].chunks
+    else:
+        widest = max(arrays, key=_nbytes)
+        shape = widest.shape
+        chunks = da.core.normalize_chunks("auto", shape, dtype=widest.dtype)
+    input, target = (
+        a if isinstance(a, da.Array) else _chunk_like(a, shape, chunks) for a in arrays
+    )
+    _check_numpy("input", input)
+    _check_numpy("target", target)
+    return input, target
 
 
-def _chunk_like(array: npt.NDArray[Any], like: da.Array) -> da.Array:
-    sizes = zip(reversed(array.shape), reversed(like.shape), strict=False)
-    fitting = [
-        chunks if size == other else -1
-        for (size, other), chunks in zip(sizes, reversed(like.chunks), strict=False)
-    ]
+def _as_array(operand: Any) -> Any:
+    """Return a Dask array, or something with a shape and a dtype that can be sliced."""
+    if isinstance(operand, da.Array):
+        return operand
+    if dask.is_dask_collection(operand):
+        return da.asanyarray(operand)
+    if hasattr(operand, "shape") and isinstance(getattr(operand, "dtype", None), np.dtype):
+        return operand
+    return np.asanyarray(operand)
+
+
+def _chunk_like(array: Any, shape: tuple[int, ...], chunks: Chunks) -> da.Array:
+    """Chunk an array alike where its axes, counted from the last, are as long as in `shape`."""
+    pairs = zip(reversed(array.shape), reversed(shape), reversed(chunks), strict=False)
+    fitting = [chunk if size == other else -1 for size, other, chunk in pairs]
     leading = ["auto"] * (array.ndim - len(fitting))
     return da.from_array(array, chunks=(*leading, *reversed(fitting)))
+
+
+def _check_numpy(name: str, array: da.Array) -> None:
+    meta = meta_from_array(array)
+    if isinstance(meta, np.ma.MaskedArray) or not isinstance(meta, np.ndarray):
+        raise TypeError(f"{name} holds {type(meta).__name__} chunks; accepted is numpy.ndarray")
 
 
 def _check_shapes(input: da.Array, target: da.Array) -> None:
@@ -74,7 +94,7 @@ def align(input: da.Array, target: da.Array, dtype: np.dtype[Any], *, stacklevel
     _check_shapes(input, target)
     input, target = (_narrowed(a, dtype) for a in (input, target))
     # Rechunking the smaller one moves fewer bytes.
-    if _known_bytes(input) < _known_bytes(target):
+    if _nbytes(input) < _nbytes(target):
         target, input = _rechunk_second(target, input, ("target", "input"), stacklevel + 1)
     else:
         input, target = _rechunk_second(input, target, ("input", "target"), stacklevel + 1)
@@ -98,11 +118,12 @@ def _matching(first: da.Array, second: da.Array) -> Iterator[int]:
 
 
 def _narrowed(array: da.Array, dtype: np.dtype[Any]) -> da.Array:
-    # Widening is exact and left to the kernels, which do it tile by tile.
-    return array.astype(dtype) if array.dtype.itemsize > dtype.itemsize else array
+    # Widening is exact and left to the kernels, which do it piece by piece.
+    return array if np.can_cast(array.dtype, dtype) else array.astype(dtype)
 
 
-def _known_bytes(array: da.Array) -> float:
+def _nbytes(array: Any) -> float:
+    """Return the size in bytes, 0 if it is unknown."""
     size = math.prod(array.shape)
     return 0 if math.isnan(size) else size * array.dtype.itemsize
 
@@ -129,9 +150,9 @@ def _rechunk_second(
         return first, second
     warnings.warn(
         f"{names[1]} has chunks {_brief(second.chunks)} where {names[0]} has "
-        f"{_brief(first.chunks)}: {names[1]} ({format_bytes(_known_bytes(second))} in "
-        f"{math.prod(second.numblocks)} chunks) is rechunked, which reads and may move all of it once more. "
-        f"Open both with equal chunks, as kldiv_dask.open_pair does, or pass "
+        f"{_brief(first.chunks)}: {names[1]} ({format_bytes(_nbytes(second))} in "
+        f"{math.prod(second.numblocks)} chunks) is rechunked, which copies and may move all of it "
+        f"once more. Open both with equal chunks, as kldiv_dask.open_pair does, or pass "
         f"chunks={names[0]}.chunks to dask.array.from_array",
         da.PerformanceWarning,
         stacklevel=stacklevel + 1,

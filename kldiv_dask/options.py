@@ -76,26 +76,25 @@ def resolve_reduction(
     raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
 
 
-def check_operand(name: str, dtype: np.dtype[Any]) -> None:
-    """Refuse a data type that `kl_div` is not defined for."""
+def _check_float(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.name not in _FLOATS:
-        raise TypeError(f"{name} has dtype {dtype}; accepted are {', '.join(_FLOATS)}")
+        raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(_FLOATS)}")
 
 
-def resolve_dtype(
-    input: npt.NDArray[Any], target: npt.NDArray[Any], dtype: npt.DTypeLike | None
-) -> np.dtype[np.floating]:
+def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
     """Check the operands' data types and return the type of the computation and its result.
 
     Only `dtype` and `ndim` of the operands are looked at. The wider float wins, except that a 0-d
     operand does not widen an array.
     """
     operands = {"input": input, "target": target}
-    # torch looks for a complex operand before it looks for an integer one
+    # torch looks for a complex operand before it looks for an integer one.
     for name, operand in sorted(operands.items(), key=lambda item: item[1].dtype.kind != "c"):
-        check_operand(name, operand.dtype)
-    if dtype is not None:
-        check_operand("dtype", resolved := np.dtype(dtype))
-        return resolved
-    deciding = [operand for operand in operands.values() if operand.ndim] or operands.values()
-    return max((operand.dtype for operand in deciding), key=lambda dtype: dtype.itemsize)
+        _check_float(name, operand.dtype)
+    if dtype is None:
+        deciding = [a for a in operands.values() if a.ndim] or operands.values()
+        resolved: np.dtype[Any] = max((a.dtype for a in deciding), key=lambda dtype: dtype.itemsize)
+    else:
+        resolved = np.dtype(dtype)
+        _check_float("dtype", resolved)
+    return resolved.newbyteorder("=")

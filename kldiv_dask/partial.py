@@ -6,7 +6,7 @@ are merged by adding them slot by slot; the limbs are then carried into their ca
 equal sums have equal partials, bit for bit.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ def total(partial: Partial) -> Total:
     return Total(units, *(int(partial[i]) for i in (NAN, POSINF, NEGINF, NUMEL, ROWS)))
 
 
-def quotient(sums: Total, divisor: int, dtype: np.dtype[np.floating]) -> np.floating:
+def quotient(sums: Total, divisor: int, dtype: np.dtype[Any]) -> Any:
     """Return the sum divided by `divisor`, rounded once to `dtype`.
 
     NaN if there are NaN terms or infinities of both signs, an infinity if there are infinities of
@@ -63,7 +63,7 @@ def quotient(sums: Total, divisor: int, dtype: np.dtype[np.floating]) -> np.floa
     return round_ratio(sums.units, divisor * _UNITS_IN_ONE, dtype)
 
 
-def round_ratio(numerator: int, denominator: int, dtype: np.dtype[np.floating]) -> np.floating:
+def round_ratio(numerator: int, denominator: int, dtype: np.dtype[Any]) -> Any:
     """Round ``numerator / denominator`` to the nearest number of `dtype`, ties to even.
 
     Python divides integers with one correct rounding to float64. For a narrower type that quotient

@@ -36,14 +36,15 @@ class Term(NamedTuple):
         return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
 
 
-def _segments(*operands: Any, flags: list[list[Any]], dtypes: list[Any]) -> Any:
+def _segments(*operands: Any, flags: list[list[str]], dtypes: list[Any]) -> Any:
     """Iterate over broadcast operands as contiguous, aligned, native 1-d segments.
 
     The order is the one that suits the memory layout, which exact sums allow. Operands that are
     contiguous already come as one segment and are not copied.
     """
-    return np.nditer(
-        list(operands),
+    # NumPy's stubs misspell the flag "contig".
+    return np.nditer(  # type: ignore[call-overload]
+        operands,
         flags=["external_loop", "buffered", "growinner", "zerosize_ok"],
         op_flags=[[*names, "contig", "aligned", "nbo"] for names in flags],
         op_dtypes=dtypes,
