@@ -29,7 +29,9 @@ def zero(shape: tuple[int, ...] = ()) -> Partial:
 
 def merge(partials: Partial, axis: tuple[int, ...], keepdims: bool = False) -> Partial:
     """Merge partials along `axis`, which never includes the last."""
-    return carry(partials.sum(axis=axis, keepdims=keepdims))
+    merged = partials.sum(axis=axis, keepdims=keepdims)
+    carry(np.moveaxis(merged, -1, 0))
+    return merged
 
 
 class Total(NamedTuple):

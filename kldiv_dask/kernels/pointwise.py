@@ -1,6 +1,5 @@
 """torch's pointwise terms, and their exact sum, over one pair of chunks of any layout."""
 
-import math
 from typing import Any, NamedTuple
 
 import numba
@@ -8,6 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels import exact_sum
+from kldiv_dask.kernels.bits import oddity
+from kldiv_dask.kernels.compiled import Kernel, compiled
+from kldiv_dask.kernels.elementary import exp, log, log_normal
+from kldiv_dask.kernels.load import as_stored, load
 
 Chunk = npt.NDArray[np.floating]
 
@@ -35,8 +38,14 @@ class Term(NamedTuple):
         """The type that terms are computed in."""
         return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
 
+    @property
+    def absent(self) -> np.floating:
+        """The target whose terms are 0 whatever the input, as the kernels take it."""
+        zero = -np.inf if self.log_target else 0.0
+        return self.compute_dtype.type(zero if self.zero_safe else np.nan)
 
-def _segments(*operands: Any, flags: list[list[str]], dtypes: list[Any]) -> Any:
+
+def _segments(*operands: Any, flags: list[list[str]], dtypes: Any = None) -> Any:
     """Iterate over broadcast operands as contiguous, aligned, native 1-d segments.
 
     The order is the one that suits the memory layout, which exact sums allow. Operands that are
@@ -55,25 +64,80 @@ def _segments(*operands: Any, flags: list[list[str]], dtypes: list[Any]) -> Any:
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _fill_terms(x, t, out, log_target, zero_safe):
-    for i in range(out.size):
-        if log_target:
-            zero = zero_safe and t[i] == -np.inf and x[i] == x[i]
-            out[i] = 0 if zero else math.exp(t[i]) * (t[i] - x[i])
-        elif t[i] == 0:
-            out[i] = 0 if zero_safe and x[i] == x[i] else -t[i] * x[i]
-        else:
-            out[i] = t[i] * math.log(t[i]) - t[i] * x[i]
+def _is_ordinary(t):
+    """Whether every element is positive, normal and finite."""
+    odd = oddity(t[0])
+    for i in range(t.size):
+        odd |= oddity(t[i])
+    return odd >= 0
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _sum_terms(x, t, state, log_target, zero_safe):
-    terms = np.empty(TILE, x.dtype)
+def _fill_tile(x, t, out, log_target):
+    # Numba leaves out the branch that an argument of None excludes before it infers types, so a
+    # kernel holds either the logarithm or the exponential.
+    if log_target is not None:
+        for i in range(out.size):
+            out[i] = exp(t[i]) * (t[i] - x[i])
+    elif _is_ordinary(t):
+        for i in range(out.size):
+            out[i] = t[i] * log_normal(t[i]) - t[i] * x[i]
+    else:
+        for i in range(out.size):
+            out[i] = (t[i] if t[i] == 0 else t[i] * log(t[i])) - t[i] * x[i]
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _clear_absent(x, t, out, absent):
+    """Set the terms to 0 where the target is `absent`, unless the input is NaN."""
+    for i in range(out.size):
+        out[i] = 0 if (t[i] == absent) & (x[i] == x[i]) else out[i]
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _fill(x, t, out, log_target, absent, scratch):
+    x = load(x, scratch[0])
+    t = load(t, scratch[1])
+    _fill_tile(x, t, out, log_target)
+    if absent == absent:
+        _clear_absent(x, t, out, absent)
+
+
+def _fill_segment(x, t, out, log_target, absent, scratch):
     for start in range(0, x.size, TILE):
         stop = min(start + TILE, x.size)
-        tile = terms[: stop - start]
-        _fill_terms(x[start:stop], t[start:stop], tile, log_target, zero_safe)
-        exact_sum.add_terms(state, tile.astype(np.float64))
+        _fill(x[start:stop], t[start:stop], out[start:stop], log_target, absent, scratch)
+
+
+def _sum_segment(x, t, state, log_target, absent, scratch, rest):
+    for begin in range(0, x.size, exact_sum.MAX_ADDITIONS):
+        end = min(begin + exact_sum.MAX_ADDITIONS, x.size)
+        for start in range(begin, end, TILE):
+            stop = min(start + TILE, end)
+            terms = scratch[2][: stop - start]
+            _fill(x[start:stop], t[start:stop], terms, log_target, absent, scratch)
+            exact_sum.add_tile(state, terms, rest[: stop - start])
+        exact_sum.carry_compiled(state)
+
+
+def _kernel(function: Kernel, x: Chunk, t: Chunk, out: numba.types.Type, term: Term) -> Kernel:
+    """Compile `_fill_segment` or `_sum_segment` for stored arrays and a kind of term.
+
+    Both take `x` and `t`, contiguous 1-d segments of stored numbers; `out`, as long, or the state
+    of an exact sum; `log_target`, True or None; `absent`, the target whose terms are 0, or NaN for
+    none; and `scratch`, of shape (3, TILE) in the computation type. `_sum_segment` takes one more
+    tile of float64.
+    """
+    work = numba.from_dtype(term.compute_dtype)
+    segments = [
+        numba.types.Array(numba.from_dtype(a.dtype.newbyteorder("=")), 1, "C", readonly=True)
+        for a in (x, t)
+    ]
+    log_target = numba.types.boolean if term.log_target else numba.types.none
+    signature = (*segments, out, log_target, work, work[:, ::1])
+    if function is _sum_segment:
+        signature += (numba.float64[::1],)
+    return compiled(function, signature)
 
 
 def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: Term) -> None:
@@ -88,20 +152,29 @@ def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: T
     term : Term
         What a term is.
     """
-    flags = [["readonly"], ["readonly"]]
-    for x, t in _segments(input, target, flags=flags, dtypes=[term.compute_dtype] * 2):
-        for start in range(0, x.size, exact_sum.MAX_ADDITIONS):
-            piece = slice(start, start + exact_sum.MAX_ADDITIONS)
-            _sum_terms(x[piece], t[piece], state, term.log_target, term.zero_safe)
-            exact_sum.carry(state)
+    x, t = as_stored(input), as_stored(target)
+    kernel = _kernel(_sum_segment, x, t, numba.int64[::1], term)
+    scratch = np.empty((3, TILE), term.compute_dtype)
+    rest = np.empty(TILE)
+    for segments in _segments(x, t, flags=[["readonly"]] * 2):
+        kernel(*segments, state, term.log_target or None, term.absent, scratch, rest)
 
 
 def block_terms(input: Chunk, target: Chunk, term: Term) -> Chunk:
     """Return the terms of a pair of chunks, computed as for a sum and rounded once."""
-    out = np.empty(np.broadcast_shapes(input.shape, target.shape), term.dtype)
-    flags = [["readonly"], ["readonly"], ["writeonly"]]
-    iterator = _segments(input, target, out, flags=flags, dtypes=[term.compute_dtype] * 3)
+    x, t = as_stored(input), as_stored(target)
+    kernel = _kernel(_fill_segment, x, t, numba.from_dtype(term.compute_dtype)[::1], term)
+    scratch = np.empty((3, TILE), term.compute_dtype)
+    order: Any = "F" if np.isfortran(input) and np.isfortran(target) else "C"
+    out = np.empty(np.broadcast_shapes(input.shape, target.shape), term.dtype, order)
+    iterator = _segments(
+        x,
+        t,
+        out,
+        flags=[["readonly"], ["readonly"], ["writeonly"]],
+        dtypes=[None, None, term.compute_dtype],
+    )
     with np.errstate(over="ignore", under="ignore"), iterator:
-        for x, t, terms in iterator:
-            _fill_terms(x, t, terms, term.log_target, term.zero_safe)
+        for segments in iterator:
+            kernel(*segments, term.log_target or None, term.absent, scratch)
     return out[()]

@@ -1,0 +1,76 @@
+"""The bit patterns of floating-point numbers, for compiled loops.
+
+Numba widens integers to int64, which halves the number of float32 lanes in a vector; so what works
+on the bits of narrow types is written here in LLVM's own terms.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_INT64 = ir.IntType(64)
+
+
+@intrinsic
+def float64_bits(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return the pattern of a float64 as int64."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _INT64)
+
+    return types.int64(types.float64), build
+
+
+@intrinsic
+def float64_from_bits(context: Any, pattern: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return the float64 of a pattern."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), build
+
+
+@intrinsic
+def magnitude_bits(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return the pattern of ``abs(value)`` as an integer as wide as `value`.
+
+    Patterns are ordered as magnitudes are, with infinity and then NaN above all finite numbers.
+    """
+    integer = types.Integer.from_bitwidth(value.bitwidth)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(value.bitwidth)
+        without_sign = ir.Constant(word, 2 ** (value.bitwidth - 1) - 1)
+        return builder.and_(builder.bitcast(args[0], word), without_sign)
+
+    return integer(value), build
+
+
+@intrinsic
+def from_magnitude(context: Any, pattern: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return as float64 the number, of the type of `like`, that `magnitude_bits` was given."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number = builder.bitcast(args[0], context.get_value_type(like))
+        return context.cast(builder, number, like, types.float64)
+
+    return types.float64(pattern, like), build
+
+
+@intrinsic
+def oddity(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return an integer that is negative unless `value` is positive, normal and finite."""
+    lowest, infinity = {32: (1 << 23, 0xFF << 23), 64: (1 << 52, 0x7FF << 52)}[value.bitwidth]
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(value.bitwidth)
+        bits = builder.bitcast(args[0], word)
+        above = builder.sub(bits, ir.Constant(word, lowest))
+        below = builder.sub(ir.Constant(word, infinity - 1), bits)
+        return builder.or_(bits, builder.or_(above, below))
+
+    return types.Integer.from_bitwidth(value.bitwidth)(value), build

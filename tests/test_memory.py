@@ -1,0 +1,47 @@
+"""Memory: what a block needs beside its chunks, and what a worker needs for data larger than it."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from kldiv_dask import kl_div, open_pair, partial
+from kldiv_dask.kernels import pointwise
+from tests.benchmarks import out_of_core
+
+LAYOUTS = {
+    "contiguous": lambda a: a,
+    "Fortran": np.asfortranarray,
+    "strided": lambda a: np.repeat(np.repeat(a, 2, axis=0), 2, axis=1)[::2, ::2],
+    "reversed": lambda a: a[::-1, ::-1].copy()[::-1, ::-1],
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder("S")),
+    "broadcast row": lambda a: a[:1],
+    "broadcast column": lambda a: a[:, :1],
+}
+
+
+@pytest.mark.parametrize("log_target", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_block_takes_less_than_a_mebibyte(layout, dtype, log_target):
+    rng = np.random.default_rng(0)
+    x = -rng.random((1024, 4096)).astype(dtype)
+    t = LAYOUTS[layout](rng.random((1024, 4096)).astype(dtype))
+    term = pointwise.Term(np.dtype(dtype), log_target, False)
+    pointwise.add_block(partial.zero(), x[:1], t[:1], term)  # compiles
+    tracemalloc.start()
+    try:
+        pointwise.add_block(partial.zero(), x, t, term)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_pair_larger_than_the_worker(tmp_path):
+    paths = out_of_core.write_pair(tmp_path, 768 * 2**20)
+    run = out_of_core.reduce_pair(paths, memory_limit=640 * 2**20, threads=1)
+    assert run.data_bytes == 768 * 2**20
+    assert run.peak_bytes < 640 * 2**20
+    small = kl_div(*open_pair(*paths, chunks="32 MiB"), reduction="sum").compute()
+    assert run.value == small
