@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -47,15 +48,17 @@ class NpySource(Source):
         size = os.stat(self.path).st_size
         if size != self.size:
             raise ValueError(f"the file has {size} bytes, it had {self.size} when it was opened")
-        memmap = np.memmap(
-            self.path,
-            dtype=self.stored_dtype,
-            mode="r",
-            offset=self.offset,
-            shape=self.shape,
-            order=self.order,
-        )
-        return np.asarray(memmap)[index]
+        whole = _MAPS.get(self)
+        if whole is None:
+            whole = _MAPS[self] = np.memmap(
+                self.path, self.stored_dtype, "r", self.offset, self.shape, self.order
+            )
+        return np.asarray(whole)[index]
+
+
+# Every map holds a file descriptor, and there may be thousands of chunks in memory: all views of a
+# file share a map, which is closed with the last of them.
+_MAPS: WeakValueDictionary[NpySource, np.memmap[Any, np.dtype[Any]]] = WeakValueDictionary()
 
 
 def recognises(path: str) -> bool:

@@ -30,13 +30,12 @@ class ChunkReadError(OSError):
     --------
     >>> from kldiv_dask.storage import ChunkReadError
     >>> print(ChunkReadError("scores.zarr", "teacher", "[0:64, 0:9]", "RuntimeError: bad data"))
-    region [0:64, 0:9] of scores.zarr, key 'teacher', could not be read: RuntimeError: bad data
+    scores.zarr:teacher [0:64, 0:9] could not be read: RuntimeError: bad data
     """
 
     def __init__(self, path: str, key: str | None, region: str, reason: str) -> None:
         self.path, self.key, self.region, self.reason = path, key, region, reason
-        name = path if key is None else f"{path}, key {key!r},"
-        super().__init__(f"region {region} of {name} could not be read: {reason}")
+        super().__init__(f"{display_name(path, key)} {region} could not be read: {reason}")
 
     # OSError would be rebuilt from its one message; an error must survive the trip from a worker.
     def __reduce__(self) -> tuple[type["ChunkReadError"], tuple[str, str | None, str, str]]:
@@ -75,6 +74,11 @@ class Source(ABC):
     order: Literal["C", "F"]
 
     @property
+    def name(self) -> str:
+        """Path and key, for messages."""
+        return display_name(self.path, self.key)
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the arrays read: the stored one in native byte order."""
         return self.stored_dtype.newbyteorder("=")
@@ -98,15 +102,9 @@ class Source(ABC):
         try:
             return np.asarray(self.read(index), dtype=self.dtype)
         except Exception as error:
+            region = ", ".join(f"{start}:{stop}" for start, stop in spans(index, self.shape))
             reason = f"{type(error).__name__}: {error}"
-            raise ChunkReadError(self.path, self.key, self._region(index), reason) from error
-
-    def _region(self, index: tuple[Any, ...]) -> str:
-        spans = [
-            "{}:{}".format(*i.indices(n)) if isinstance(i, slice) else str(i)
-            for i, n in zip(index, self.shape, strict=True)
-        ]
-        return f"[{', '.join(spans)}]"
+            raise ChunkReadError(self.path, self.key, f"[{region}]", reason) from error
 
     @abstractmethod
     def read(self, index: tuple[Any, ...]) -> Any:
@@ -124,75 +122,47 @@ class Source(ABC):
         """
 
 
+def spans(index: tuple[Any, ...], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Give the first and one past the last position of a forward basic index on each axis."""
+    return [
+        i.indices(n)[:2] if isinstance(i, slice) else (i, i + 1)
+        for i, n in zip(index, shape, strict=True)
+    ]
+
+
+def display_name(path: str, key: str | None) -> str:
+    """Name an array in a message: its path, and its key after a colon."""
+    return path if key is None else f"{path}:{key}"
+
+
 def is_url(path: str) -> bool:
     """Whether `path` is a URL rather than a local path."""
     return "://" in path
 
 
 def normalise_path(path: str | os.PathLike[str]) -> str:
-    """Spell `path` so that it means the same in every process: absolute, unless it is a URL.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        Local path, or a URL; ``file://`` is the local path behind it.
-
-    Returns
-    -------
-    str
-        Absolute local path, or the URL as it was.
-    """
+    """Spell `path` alike for every process: absolute, and without ``file://``, or else a URL."""
     path = os.fspath(path).removeprefix("file://")
     return path if is_url(path) else os.path.abspath(path)
 
 
-def check_dtype(dtype: np.dtype[Any], path: str) -> None:
-    """Refuse what is not boolean, integer or real floating point.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype
-        Type found in the file.
-    path : str
-        The file, for the message.
-
-    Raises
-    ------
-    TypeError
-        If arrays of this type can't be opened.
-    """
-    if dtype.kind not in "biuf" and dtype.name not in REAL_FLOATS:
-        hint = ""
-        if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
-            hint = " (bfloat16 loses its name in this format: save it as float32)"
-        raise TypeError(
-            f"{path} has dtype {dtype}{hint}; boolean, integer and real floating arrays can be read"
-        )
+def check_dtype(dtype: np.dtype[Any], name: str) -> None:
+    """Raise TypeError, naming the array, unless `dtype` is boolean, integer or real floating."""
+    if dtype.kind in "biuf" or dtype.name in REAL_FLOATS:
+        return
+    # What NumPy's own format makes of ml_dtypes.bfloat16.
+    anonymous = dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
+    hint = " (bfloat16 loses its name in this format: save it as float32)" if anonymous else ""
+    raise TypeError(
+        f"{name} has dtype {dtype}{hint}; boolean, integer and real floating arrays can be read"
+    )
 
 
-def require(module: str, extra: str) -> Any:
-    """Import an optional package where it is used.
-
-    Parameters
-    ----------
-    module : str
-        Name of the package.
-    extra : str
-        Extra of this distribution that installs it.
-
-    Returns
-    -------
-    module
-        The imported package.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed.
-    """
+def require(module: str, extra: str, path: str) -> Any:
+    """Import an optional package that opening `path` needs, or say which extra installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f'this file needs the package {module}: pip install "kldiv-dask[{extra}]"'
+            f'{path} needs the package {module} to be read: pip install "kldiv-dask[{extra}]"'
         ) from error

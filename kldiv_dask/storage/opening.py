@@ -1,0 +1,177 @@
+"""From files to lazily read Dask arrays."""
+
+import os
+from typing import Protocol
+
+import dask.array as da
+import dask.base
+import numpy as np
+
+from kldiv_dask.storage import npy, zarr
+from kldiv_dask.storage.chunking import Chunks, NormalisedChunks, plan_chunks, restrict
+from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalise_path
+
+PathLike = str | os.PathLike[str]
+
+
+class Format(Protocol):
+    """What a format's module provides."""
+
+    DESCRIPTION: str
+
+    def recognises(self, path: str) -> bool:
+        """Whether this format is the one to open `path` with."""
+
+    def open_source(self, path: str, key: str | None) -> Source:
+        """Read what is needed to know the array, not the array."""
+
+
+# In the order in which they are asked.
+FORMATS: tuple[Format, ...] = (npy, zarr)
+
+
+def open_array(path: PathLike, *, chunks: Chunks = None, key: str | None = None) -> da.Array:
+    """Open a stored array lazily.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A ``.npy`` file, or a Zarr array or group (format 2 or 3): a local directory or any fsspec
+        URL, such as ``s3://bucket/scores.zarr``. Workers must find it under the same name.
+    chunks : int, str, tuple, mapping or None, optional
+        Chunks to read. By default about 128 MiB each, whole multiples of the stored chunks (of the
+        shards if there are any), leading axes split before the last one; a stored chunk larger
+        than that is read whole. In a Fortran-ordered ``.npy`` file trailing axes are split first.
+        A size such as ``'64 MiB'`` sets another limit; anything else is as in
+        `dask.array.from_array`.
+    key : str, optional
+        Path of the array within a Zarr group.
+
+    Returns
+    -------
+    dask.array.Array
+        Array of the stored shape and dtype, in native byte order. Chunks of a ``.npy`` file are
+        read-only views of the file. Opening the same file again gives the same keys; writing a
+        ``.npy`` file or Zarr metadata gives new ones.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at `path`.
+    ValueError
+        If the format is not recognised, the file is damaged or truncated, `key` does not name an
+        array, or `chunks` does not suit the shape.
+    TypeError
+        If the dtype is not boolean, integer or real floating point.
+    ImportError
+        If a package that the format needs is not installed.
+    ChunkReadError
+        At compute time, if a chunk can't be read: its file is damaged, or has changed or gone.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from kldiv_dask.storage import open_array
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "scores.npy")
+    ...     np.save(file, np.arange(6.0).reshape(3, 2))
+    ...     scores = open_array(file, chunks=(2, -1))
+    ...     scores.chunks, float(scores.sum().compute())
+    (((2, 1), (2,)), 15.0)
+    """
+    source = _open_source(path, key)
+    return _to_dask(source, plan_chunks([source], chunks))
+
+
+def open_pair(
+    input: PathLike,
+    target: PathLike,
+    *,
+    chunks: Chunks = None,
+    input_key: str | None = None,
+    target_key: str | None = None,
+) -> tuple[da.Array, da.Array]:
+    """Open two stored arrays lazily, chunked alike, so that each pair of chunks is one task.
+
+    Parameters
+    ----------
+    input, target : str or os.PathLike
+        As `path` of `open_array`; the formats may differ. The shapes must broadcast.
+    chunks : int, str, tuple, mapping or None, optional
+        As in `open_array`, said of the broadcast shape. By default a common multiple of both
+        arrays' stored chunks, of about 128 MiB in the wider dtype; where the least common multiple
+        is larger than that, a multiple of the larger stored chunks.
+    input_key, target_key : str, optional
+        Path of each array within its Zarr group.
+
+    Returns
+    -------
+    input, target : dask.array.Array
+        The arrays. Along every axis that both have, other than broadcast ones of length 1, their
+        chunks are the same.
+
+    Raises
+    ------
+    TypeError
+        If either dtype is not float16, bfloat16, float32 or float64.
+    ValueError
+        If the shapes do not broadcast, or for the reasons in `open_array`.
+    FileNotFoundError, ImportError, ChunkReadError
+        As in `open_array`.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from kldiv_dask.storage import open_pair
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     student, teacher = (os.path.join(folder, f"{name}.npy") for name in ("q", "p"))
+    ...     np.save(student, np.zeros((4, 2), "f4"))
+    ...     np.save(teacher, np.ones((4, 2), "f8"))
+    ...     x, t = open_pair(student, teacher, chunks=(2, -1))
+    ...     x.chunks == t.chunks, float((t - x).sum().compute())
+    (True, 8.0)
+    """
+    sources = _open_source(input, input_key), _open_source(target, target_key)
+    for source in sources:
+        if source.dtype.name not in REAL_FLOATS:
+            accepted = ", ".join(REAL_FLOATS)
+            raise TypeError(f"{source.name} has dtype {source.dtype}; a pair is two of {accepted}")
+    x, t = sources
+    try:
+        np.broadcast_shapes(x.shape, t.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"the shapes of input, {x.shape} in {x.name}, and target, {t.shape} in {t.name},"
+            " do not broadcast"
+        ) from error
+    planned = plan_chunks(sources, chunks)
+    return _to_dask(x, planned), _to_dask(t, planned)
+
+
+def _open_source(path: PathLike, key: str | None) -> Source:
+    """Find the format of `path` and open it."""
+    path = normalise_path(path)
+    if not is_url(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"{path} does not exist")
+    for module in FORMATS:
+        if module.recognises(path):
+            return module.open_source(path, key)
+    known = " or ".join(module.DESCRIPTION for module in FORMATS)
+    raise ValueError(f"{path} is of no format that can be read; it must be {known}")
+
+
+def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:
+    """Wrap a source, with its part of the planned chunks."""
+    chunks = restrict(planned, source.shape)
+    return da.from_array(
+        source,
+        chunks=chunks,
+        name=f"kl-div-read-{dask.base.tokenize(source, chunks)}",
+        # The handle goes into each read task, so that reads fuse with the work on them.
+        inline_array=True,
+        # Lists and arrays of positions are applied to chunks that are already in memory.
+        fancy=False,
+        meta=np.empty((0,) * source.ndim, source.dtype),
+    )

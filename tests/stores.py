@@ -1,0 +1,40 @@
+"""The same small array, stored in every way the library opens."""
+
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+KINDS = ["npy-C", "npy-F", "zarr2", "zarr3", "raw", "sharded", "group", "file", "memory"]
+ZARR_FILES = ["zarr2", "zarr3", "raw", "sharded", "group"]
+VALUES = np.arange(60.0).reshape(10, 6) + 1
+
+
+def write(folder, kind, values, chunks=None, name="scores"):
+    """Store an array; return the path and key to open it with."""
+    values = np.asarray(values)
+    path, key = str(folder / f"{name}.{'npy' if kind.startswith('npy') else 'zarr'}"), None
+    if kind.startswith("npy"):
+        np.save(path, np.asarray(values, order=kind[-1]))
+        return path, key
+    if kind == "memory":
+        path = f"memory:/{path}"
+    if kind == "group":
+        key = "deep/scores"
+    options = {"chunks": chunks or values.shape, "zarr_format": 2 if kind == "zarr2" else 3}
+    if kind == "sharded":
+        options["shards"] = options["chunks"]
+        options["chunks"] = (1,) * values.ndim
+    if kind == "raw":
+        options["compressors"] = None
+    array = zarr.create_array(path, name=key, data=values, overwrite=True, **options)
+    assert array.shape == values.shape
+    return (f"file://{path}" if kind == "file" else path), key
+
+
+def chunk_files(path):
+    """Files below a local store that hold data rather than metadata, in order."""
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    chunks = [file for file in files if file.name[-1].isdigit()]
+    assert len(chunks) == 6
+    return chunks
