@@ -61,7 +61,8 @@ def _chunk_like(array: Any, shape: tuple[int, ...], chunks: Chunks) -> da.Array:
     """Chunk an array alike where its axes, counted from the last, are as long as in `shape`."""
     pairs = zip(reversed(array.shape), reversed(shape), reversed(chunks), strict=False)
     fitting = [chunk if size == other else -1 for size, other, chunk in pairs]
-    leading = ["auto"] * (array.ndim - len(fitting))
+    # Dask has no automatic chunks for an array without elements.
+    leading = ["auto" if math.prod(array.shape) else -1] * (array.ndim - len(fitting))
     return da.from_array(array, chunks=(*leading, *reversed(fitting)))
 
 

@@ -84,7 +84,7 @@ def _fill_tile(x, t, out, log_target):
             out[i] = t[i] * log_normal(t[i]) - t[i] * x[i]
     else:
         for i in range(out.size):
-            out[i] = (t[i] if t[i] == 0 else t[i] * log(t[i])) - t[i] * x[i]
+            out[i] = (abs(t[i]) if t[i] == 0 else t[i] * log(t[i])) - t[i] * x[i]
 
 
 @numba.njit(nogil=True, error_model="numpy")
