@@ -29,7 +29,7 @@ def zero(shape: tuple[int, ...] = ()) -> Partial:
 
 def merge(partials: Partial, axis: tuple[int, ...], keepdims: bool = False) -> Partial:
     """Merge partials along `axis`, which never includes the last."""
-    merged = partials.sum(axis=axis, keepdims=keepdims)
+    merged: Partial = partials.sum(axis=axis, keepdims=keepdims)
     carry(np.moveaxis(merged, -1, 0))
     return merged
 
@@ -77,11 +77,20 @@ def round_ratio(numerator: int, denominator: int, dtype: np.dtype[Any]) -> Any:
         nearest = numerator / denominator
     except OverflowError:
         return dtype.type("inf" if numerator > 0 else "-inf")
+    rounded: Any = np.float64(nearest)
     if dtype != np.float64:
         exact_numerator, exact_denominator = nearest.as_integer_ratio()
         error = numerator * exact_denominator - exact_numerator * denominator
-        even = not int(np.float64(nearest).view(np.int64)) & 1
-        if error and even:
-            nearest = float(np.nextafter(nearest, np.inf if error > 0 else -np.inf))
+        rounded = _to_odd(rounded, error)
     with np.errstate(over="ignore", under="ignore"):
-        return np.float64(nearest).astype(dtype)
+        if dtype.itemsize == 2:  # ml_dtypes would round to float32, to even, on the way
+            single = np.float32(rounded)
+            rounded = _to_odd(single, float(rounded) - float(single))
+        return rounded.astype(dtype)
+
+
+def _to_odd(rounded: Any, error: float) -> Any:
+    """Return a rounded number, or its neighbour on the side of the error if that one is odd."""
+    if not error or int(rounded.view(f"i{rounded.itemsize}")) & 1:
+        return rounded
+    return np.nextafter(rounded, rounded.dtype.type(np.inf if error > 0 else -np.inf))

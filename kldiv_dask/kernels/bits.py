@@ -40,14 +40,16 @@ def magnitude_bits(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
 
     Patterns are ordered as magnitudes are, with infinity and then NaN above all finite numbers.
     """
-    integer = types.Integer.from_bitwidth(value.bitwidth)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(value.bitwidth)
-        without_sign = ir.Constant(word, 2 ** (value.bitwidth - 1) - 1)
-        return builder.and_(builder.bitcast(args[0], word), without_sign)
+        return _magnitude(builder, args[0], ir.IntType(value.bitwidth))
 
-    return integer(value), build
+    return types.Integer.from_bitwidth(value.bitwidth, signed=False)(value), build
+
+
+def _magnitude(builder: Any, number: Any, word: Any) -> Any:
+    without_sign = ir.Constant(word, 2 ** (word.width - 1) - 1)
+    return builder.and_(builder.bitcast(number, word), without_sign)
 
 
 @intrinsic
@@ -56,6 +58,29 @@ def from_magnitude(context: Any, pattern: Any, like: Any) -> tuple[Any, Callable
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = builder.bitcast(args[0], context.get_value_type(like))
+        return context.cast(builder, number, like, types.float64)
+
+    return types.float64(pattern, like), build
+
+
+@intrinsic
+def nonzero_bits(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return one less than `magnitude_bits`, which puts zero above all others."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(value.bitwidth)
+        return builder.sub(_magnitude(builder, args[0], word), ir.Constant(word, 1))
+
+    return types.Integer.from_bitwidth(value.bitwidth, signed=False)(value), build
+
+
+@intrinsic
+def from_nonzero(context: Any, pattern: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return as float64 the number, of the type of `like`, that `nonzero_bits` was given."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = builder.add(args[0], ir.Constant(args[0].type, 1))
+        number = builder.bitcast(word, context.get_value_type(like))
         return context.cast(builder, number, like, types.float64)
 
     return types.float64(pattern, like), build
@@ -74,3 +99,13 @@ def oddity(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
         return builder.or_(bits, builder.or_(above, below))
 
     return types.Integer.from_bitwidth(value.bitwidth)(value), build
+
+
+@intrinsic
+def narrow_or(context: Any, left: Any, right: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return ``left | right`` in the type that both have."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.or_(*args)
+
+    return left(left, left), build

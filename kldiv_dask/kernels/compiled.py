@@ -60,10 +60,11 @@ def _compile(function: Kernel, signature: tuple[Any, ...]) -> Kernel:
 
 
 def _jit(function: Kernel, signature: tuple[Any, ...], *, cache: bool) -> Kernel:
-    dispatcher = numba.njit(nogil=True, error_model="numpy", cache=cache)(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", cache=cache)(function)
     dispatcher.compile(signature)
     dispatcher.disable_compile()
-    return dispatcher
+    kernel: Kernel = dispatcher
+    return kernel
 
 
 @functools.cache

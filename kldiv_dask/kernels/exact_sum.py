@@ -7,6 +7,8 @@ associative; hence the same terms give the same state in any order and grouping.
 Terms that are not finite have no place in an integer. They are counted in slots beside the limbs.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -14,8 +16,11 @@ from kldiv_dask.kernels.bits import (
     float64_bits,
     float64_from_bits,
     from_magnitude,
+    from_nonzero,
     magnitude_bits,
+    nonzero_bits,
 )
+from kldiv_dask.kernels.machine import tile_size, wide_vectors
 
 # 66 limbs of 32 bits span 2**-1074 ... 2**1024; two more hold the carries of 2**64 largest terms.
 LIMBS = 68
@@ -30,7 +35,7 @@ _LIMB_BITS = np.int64(32)
 _LIMB_MASK = np.int64(0xFFFFFFFF)
 
 
-def carry(state):
+def carry(state: Any) -> None:
     """Bring limbs along the first axis into canonical form, in place.
 
     Every limb but the last ends in [0, 2**32); the last carries the sign. States of equal sums are
@@ -78,37 +83,53 @@ def add(state, value):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _largest(terms):
-    """Return the largest magnitude as float64; NaN where there is one."""
-    largest = magnitude_bits(terms[0])
-    for i in range(terms.size):
-        bits = magnitude_bits(terms[i])
-        largest = bits if bits > largest else largest
-    return from_magnitude(largest, terms[0])
+def largest(values):
+    """Return the largest magnitude in a tile as float64; NaN where there is one."""
+    wide_vectors()
+    most = magnitude_bits(values[0])
+    for i in range(tile_size(values)):
+        bits = magnitude_bits(values[i])
+        most = bits if bits > most else most
+    return from_magnitude(most, values[0])
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _split(terms, rest, position, state):
-    """Add what of `terms` lies on two grids of integers, and leave the remainders in `rest`.
+def _smallest(values):
+    """Return the smallest magnitude but zero in a tile as float64."""
+    wide_vectors()
+    least = nonzero_bits(values[0])
+    for i in range(tile_size(values)):
+        bits = nonzero_bits(values[i])
+        least = bits if bits < least else least
+    return from_nonzero(least, values[0])
 
-    The first grid has the spacing ``2**(position - 1074)``, at most 2**-50 of the largest term.
-    Adding ``1.5 * 2**52`` spacings to a term rounds it to the grid, and leaves the multiple in the
-    low bits of the sum; the remainder is exact and at most half a spacing, 2**50 spacings of a
-    second grid that is 2**51 times finer. All additions of patterns are of integers, so the
-    compiler may reorder them; only their sums modulo 2**64 count.
 
-    Returns whether any remainder is left.
+@numba.njit(nogil=True, error_model="numpy")
+def _grid(position):
+    """Return what rounds to multiples of ``2**(position - 1074)``, and its pattern.
+
+    Adding ``1.5 * 2**52`` spacings to a number of at most 2**50 spacings rounds it to a multiple,
+    and leaves that in the low bits of the sum.
     """
-    coarse = max(position, 0)
-    fine = max(coarse - 51, 0)
-    coarse_bits = ((coarse + 1) << 52) | (1 << 51)
-    fine_bits = ((fine + 1) << 52) | (1 << 51)
-    coarse_shift = float64_from_bits(coarse_bits)
-    fine_shift = float64_from_bits(fine_bits)
+    bits = ((position + 1) << 52) | (1 << 51)
+    return float64_from_bits(bits), bits
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _split(terms, size, coarse, fine, state, rest):
+    """Add what of `terms` lies on two grids, and leave the remainders in `rest`.
+
+    The remainder of the first is exact and at most half a spacing; the second grid is up to 2**51
+    times finer. The patterns are added as integers, so the compiler may reorder them, and only
+    their sums modulo 2**64 count. Returns whether a remainder is left.
+    """
+    wide_vectors()
+    coarse_shift, coarse_bits = _grid(coarse)
+    fine_shift, fine_bits = _grid(fine)
     coarse_sum = np.int64(0)
     fine_sum = np.int64(0)
     left = np.int64(0)
-    for i in range(terms.size):
+    for i in range(size):
         term = np.float64(terms[i])
         shifted = term + coarse_shift
         coarse_sum += float64_bits(shifted)
@@ -118,9 +139,27 @@ def _split(terms, rest, position, state):
         remainder -= shifted - fine_shift
         rest[i] = remainder
         left |= float64_bits(remainder)
-    add_scaled(state, coarse_sum - terms.size * coarse_bits, coarse)
-    add_scaled(state, fine_sum - terms.size * fine_bits, fine)
+    add_scaled(state, coarse_sum - size * coarse_bits, coarse)
+    add_scaled(state, fine_sum - size * fine_bits, fine)
     return (left << 1) != 0
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _split_whole(terms, coarse, fine, state):
+    """Do what `_split` does where no remainder is left, in two thirds of the time."""
+    wide_vectors()
+    coarse_shift, coarse_bits = _grid(coarse)
+    fine_shift, fine_bits = _grid(fine)
+    coarse_sum = np.int64(0)
+    fine_sum = np.int64(0)
+    size = tile_size(terms)
+    for i in range(size):
+        term = np.float64(terms[i])
+        shifted = term + coarse_shift
+        coarse_sum += float64_bits(shifted)
+        fine_sum += float64_bits((term - (shifted - coarse_shift)) + fine_shift)
+    add_scaled(state, coarse_sum - size * coarse_bits, coarse)
+    add_scaled(state, fine_sum - size * fine_bits, fine)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -131,19 +170,27 @@ def add_tile(state, terms, rest):
     ----------
     state : int64 array of shape (STATE,)
         Changed in place.
-    terms : float32 or float64 array, 1-d, contiguous, of 1 to 2048 elements
-    rest : float64 array of the size of `terms`
+    terms : float32 or float64 array, 1-d, contiguous, of exactly a tile
+    rest : float64 array, as long
         Scratch space.
     """
-    largest = _largest(terms)
+    size = tile_size(terms)
+    most = largest(terms)
     # Beyond this the grids would overflow. NaN compares false.
-    if not largest < 2.0**1021:
-        for i in range(terms.size):
+    if not most < 2.0**1021:
+        for i in range(size):
             add(state, np.float64(terms[i]))
         return
-    # largest < 2**(position + 50 - 1074)
-    position = (float64_bits(largest) >> 52) + 2
-    more = _split(terms, rest, position, state)
+    # most < 2**(coarse + 50 - 1074)
+    coarse = (float64_bits(most) >> 52) + 2
+    fine = max(coarse - 51, 0)
+    # Terms are multiples of the last place of the smallest, the last but 29 of float64 in float32.
+    last_place = (float64_bits(_smallest(terms)) >> 52) - 1 + (29 if terms.itemsize == 4 else 0)
+    if last_place >= fine:
+        _split_whole(terms, coarse, fine, state)
+        return
+    more = _split(terms, size, coarse, fine, state, rest)
     while more:
-        position -= 102
-        more = _split(rest, rest, position, state)
+        coarse = max(fine - 51, 0)
+        fine = max(coarse - 51, 0)
+        more = _split(rest, size, coarse, fine, state, rest)

@@ -9,6 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from kldiv_dask.kernels.machine import tile_size, wide_vectors
+
 _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
 _FLOAT = ir.FloatType()
@@ -73,7 +75,7 @@ def widen(context: Any, stored: Any, like: Any) -> tuple[Any, Callable[..., Any]
 
 
 def load(stored, buffer):
-    """Return a stored segment in the type of `buffer`: in `buffer`, unless it is so already.
+    """Return a stored tile in the type of `buffer`: in `buffer`, unless it is so already.
 
     Only compiled loops can call this.
     """
@@ -85,8 +87,9 @@ def _load(stored, buffer):
         return lambda stored, buffer: stored
 
     def copy(stored, buffer):
-        for i in range(stored.size):
+        wide_vectors()
+        for i in range(tile_size(buffer)):
             buffer[i] = widen(stored[i], buffer[i])
-        return buffer[: stored.size]
+        return buffer
 
     return copy

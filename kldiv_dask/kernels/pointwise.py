@@ -7,19 +7,17 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels import exact_sum
-from kldiv_dask.kernels.bits import oddity
+from kldiv_dask.kernels.bits import narrow_or, oddity
 from kldiv_dask.kernels.compiled import Kernel, compiled
-from kldiv_dask.kernels.elementary import exp, log, log_normal
+from kldiv_dask.kernels.elementary import exp, exp_normal, log, log_normal
 from kldiv_dask.kernels.load import as_stored, load
+from kldiv_dask.kernels.machine import prefetch, tile_length, tile_size, wide_vectors
 
 Chunk = npt.NDArray[np.floating]
 
 # Elements that numpy.nditer copies at a time where operands are strided, broadcast or of another
 # type: two buffers of 64 KiB in float32, which stay in a second-level cache.
 BUFFER = 16384
-
-# Elements that go through the stages of a sum together; they stay in the first-level cache.
-TILE = 1024
 
 
 class Term(NamedTuple):
@@ -39,7 +37,7 @@ class Term(NamedTuple):
         return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
 
     @property
-    def absent(self) -> np.floating:
+    def absent(self) -> Any:
         """The target whose terms are 0 whatever the input, as the kernels take it."""
         zero = -np.inf if self.log_target else 0.0
         return self.compute_dtype.type(zero if self.zero_safe else np.nan)
@@ -64,69 +62,90 @@ def _segments(*operands: Any, flags: list[list[str]], dtypes: Any = None) -> Any
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _is_ordinary(t):
-    """Whether every element is positive, normal and finite."""
-    odd = oddity(t[0])
-    for i in range(t.size):
-        odd |= oddity(t[i])
+def _are_ordinary(values):
+    """Whether every number of a tile is positive, normal and finite."""
+    wide_vectors()
+    odd = oddity(values[0])
+    for i in range(tile_size(values)):
+        odd = narrow_or(odd, oddity(values[i]))
     return odd >= 0
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def _fill_tile(x, t, out, log_target):
+    wide_vectors()
+    size = tile_size(out)
     # Numba leaves out the branch that an argument of None excludes before it infers types, so a
-    # kernel holds either the logarithm or the exponential.
+    # kernel holds either the logarithm or the exponential. The loop of ordinary tiles and the one
+    # of all others give the same bits where both apply.
     if log_target is not None:
-        for i in range(out.size):
-            out[i] = exp(t[i]) * (t[i] - x[i])
-    elif _is_ordinary(t):
-        for i in range(out.size):
+        if exact_sum.largest(t) <= (87.0 if t.itemsize == 4 else 708.0):
+            for i in range(size):
+                out[i] = exp_normal(t[i]) * (t[i] - x[i])
+        else:
+            for i in range(size):
+                out[i] = exp(t[i]) * (t[i] - x[i])
+    elif _are_ordinary(t):
+        for i in range(size):
             out[i] = t[i] * log_normal(t[i]) - t[i] * x[i]
     else:
-        for i in range(out.size):
+        for i in range(size):
             out[i] = (abs(t[i]) if t[i] == 0 else t[i] * log(t[i])) - t[i] * x[i]
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def _clear_absent(x, t, out, absent):
     """Set the terms to 0 where the target is `absent`, unless the input is NaN."""
-    for i in range(out.size):
+    wide_vectors()
+    for i in range(tile_size(out)):
         out[i] = 0 if (t[i] == absent) & (x[i] == x[i]) else out[i]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _fill(x, t, out, log_target, absent, scratch):
-    x = load(x, scratch[0])
-    t = load(t, scratch[1])
-    _fill_tile(x, t, out, log_target)
+def _fill(x, t, start, out, log_target, absent, scratch):
+    """Fill a tile with the terms from `start` on."""
+    stop = start + tile_size(out)
+    x_tile = load(x[start:stop], scratch[0])
+    t_tile = load(t[start:stop], scratch[1])
+    _fill_tile(x_tile, t_tile, out, log_target)
     if absent == absent:
-        _clear_absent(x, t, out, absent)
+        _clear_absent(x_tile, t_tile, out, absent)
 
 
 def _fill_segment(x, t, out, log_target, absent, scratch):
-    for start in range(0, x.size, TILE):
-        stop = min(start + TILE, x.size)
-        _fill(x[start:stop], t[start:stop], out[start:stop], log_target, absent, scratch)
+    tile = tile_size(scratch)
+    for start in range(0, x.size, tile):
+        # The last tile is filled from the end backwards, in part once more.
+        first = min(start, x.size - tile)
+        _fill(x, t, first, out[first : first + tile], log_target, absent, scratch)
 
 
 def _sum_segment(x, t, state, log_target, absent, scratch, rest):
-    for begin in range(0, x.size, exact_sum.MAX_ADDITIONS):
-        end = min(begin + exact_sum.MAX_ADDITIONS, x.size)
-        for start in range(begin, end, TILE):
-            stop = min(start + TILE, end)
-            terms = scratch[2][: stop - start]
-            _fill(x[start:stop], t[start:stop], terms, log_target, absent, scratch)
-            exact_sum.add_tile(state, terms, rest[: stop - start])
-        exact_sum.carry_compiled(state)
+    tile = tile_size(scratch)
+    half = tile // 2
+    terms = scratch[2]
+    for start in range(0, x.size, tile):
+        # The last tile ends at the end; what it has in common with the one before counts once.
+        first = min(start, x.size - tile)
+        prefetch(x, first + tile, half)
+        prefetch(t, first + tile, half)
+        _fill(x, t, first, terms, log_target, absent, scratch)
+        terms[: start - first] = 0
+        prefetch(x, first + tile + half, half)
+        prefetch(t, first + tile + half, half)
+        exact_sum.add_tile(state, terms, rest)
+        if start % exact_sum.MAX_ADDITIONS == 0:
+            exact_sum.carry_compiled(state)
+    exact_sum.carry_compiled(state)
 
 
 def _kernel(function: Kernel, x: Chunk, t: Chunk, out: numba.types.Type, term: Term) -> Kernel:
     """Compile `_fill_segment` or `_sum_segment` for stored arrays and a kind of term.
 
-    Both take `x` and `t`, contiguous 1-d segments of stored numbers; `out`, as long, or the state
-    of an exact sum; `log_target`, True or None; `absent`, the target whose terms are 0, or NaN for
-    none; and `scratch`, of shape (3, TILE) in the computation type. `_sum_segment` takes one more
-    tile of float64.
+    Both take `x` and `t`, contiguous 1-d segments of stored numbers, at least a tile; `out`, as
+    long, or the state of an exact sum; `log_target`, True or None; `absent`, the target whose terms
+    are 0, or NaN for none; and three tiles of the computation type as `scratch`. `_sum_segment`
+    takes one more tile of float64.
     """
     work = numba.from_dtype(term.compute_dtype)
     segments = [
@@ -138,6 +157,15 @@ def _kernel(function: Kernel, x: Chunk, t: Chunk, out: numba.types.Type, term: T
     if function is _sum_segment:
         signature += (numba.float64[::1],)
     return compiled(function, signature)
+
+
+def _padded(segment: Chunk, tile: int) -> Chunk:
+    """Return a segment of at least a tile; the terms of pairs of zeros that are added are 0."""
+    if segment.size >= tile:
+        return segment
+    padded = np.zeros(tile, segment.dtype)
+    padded[: segment.size] = segment
+    return padded
 
 
 def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: Term) -> None:
@@ -154,17 +182,20 @@ def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: T
     """
     x, t = as_stored(input), as_stored(target)
     kernel = _kernel(_sum_segment, x, t, numba.int64[::1], term)
-    scratch = np.empty((3, TILE), term.compute_dtype)
-    rest = np.empty(TILE)
+    tile = tile_length(term.compute_dtype)
+    scratch = np.empty((3, tile), term.compute_dtype)
+    rest = np.empty(tile)
     for segments in _segments(x, t, flags=[["readonly"]] * 2):
-        kernel(*segments, state, term.log_target or None, term.absent, scratch, rest)
+        padded = [_padded(segment, tile) for segment in segments]
+        kernel(*padded, state, term.log_target or None, term.absent, scratch, rest)
 
 
 def block_terms(input: Chunk, target: Chunk, term: Term) -> Chunk:
     """Return the terms of a pair of chunks, computed as for a sum and rounded once."""
     x, t = as_stored(input), as_stored(target)
     kernel = _kernel(_fill_segment, x, t, numba.from_dtype(term.compute_dtype)[::1], term)
-    scratch = np.empty((3, TILE), term.compute_dtype)
+    tile = tile_length(term.compute_dtype)
+    scratch = np.empty((3, tile), term.compute_dtype)
     order: Any = "F" if np.isfortran(input) and np.isfortran(target) else "C"
     out = np.empty(np.broadcast_shapes(input.shape, target.shape), term.dtype, order)
     iterator = _segments(
@@ -175,6 +206,9 @@ def block_terms(input: Chunk, target: Chunk, term: Term) -> Chunk:
         dtypes=[None, None, term.compute_dtype],
     )
     with np.errstate(over="ignore", under="ignore"), iterator:
-        for segments in iterator:
-            kernel(*segments, term.log_target or None, term.absent, scratch)
+        for *segments, terms in iterator:
+            padded = [_padded(segment, tile) for segment in (*segments, terms)]
+            kernel(*padded, term.log_target or None, term.absent, scratch)
+            if padded[-1] is not terms:
+                terms[...] = padded[-1][: terms.size]
     return out[()]
