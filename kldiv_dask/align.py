@@ -52,7 +52,10 @@ def _as_array(operand: Any) -> Any:
         return operand
     if dask.is_dask_collection(operand):
         return da.asanyarray(operand)
-    if hasattr(operand, "shape") and isinstance(getattr(operand, "dtype", None), np.dtype):
+    # What takes part in NumPy's arithmetic, such as a labelled array, is in memory already. What
+    # does not, such as a stored array, is read chunk by chunk.
+    stored = not hasattr(operand, "__array_ufunc__") and hasattr(operand, "shape")
+    if stored and isinstance(getattr(operand, "dtype", None), np.dtype):
         return operand
     return np.asanyarray(operand)
 
@@ -93,7 +96,7 @@ def align(input: da.Array, target: da.Array, dtype: np.dtype[Any], *, stacklevel
     cut into the common refinement of both chunkings.
     """
     _check_shapes(input, target)
-    input, target = (_narrowed(a, dtype) for a in (input, target))
+    input, target = (_joined(_narrowed(a, dtype)) for a in (input, target))
     # Rechunking the smaller one moves fewer bytes.
     if _nbytes(input) < _nbytes(target):
         target, input = _rechunk_second(target, input, ("target", "input"), stacklevel + 1)
@@ -121,6 +124,12 @@ def _matching(first: da.Array, second: da.Array) -> Iterator[int]:
 def _narrowed(array: da.Array, dtype: np.dtype[Any]) -> da.Array:
     # Widening is exact and left to the kernels, which do it piece by piece.
     return array if np.can_cast(array.dtype, dtype) else array.astype(dtype)
+
+
+def _joined(array: da.Array) -> da.Array:
+    """Make one chunk of an axis of length one; an empty chunk beside it would not broadcast."""
+    split = [i for i, size in enumerate(array.shape) if size == 1 and array.numblocks[i] > 1]
+    return array.rechunk(dict.fromkeys(split, 1)) if split else array
 
 
 def _nbytes(array: Any) -> float:

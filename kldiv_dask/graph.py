@@ -107,6 +107,7 @@ def merged_partial(pair: Pair, term: Term, split_every: int | Mapping[int, int] 
         new_axes={ndim: partial.SIZE},
         term=term,
     )
+    shares = fan_in(split_every, blocks.numblocks[:ndim])
     if math.prod(blocks.numblocks) == 1:
         return blocks
     return da.reduction(
@@ -116,7 +117,7 @@ def merged_partial(pair: Pair, term: Term, split_every: int | Mapping[int, int] 
         axis=tuple(range(ndim)),
         keepdims=True,
         dtype=np.int64,
-        split_every=fan_in(split_every, blocks.numblocks[:ndim]),
+        split_every=shares,
         meta=partial.zero((0,) * ndim),
     )
 

@@ -1,0 +1,268 @@
+"""The command ``kldiv-dask``, also mounted as ``dask kldiv``.
+
+Every `dask` command imports this module, so what it needs to compute is imported on use.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from kldiv_dask.cluster import SIGNALS, connect, handled_by
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from kldiv_dask.functional import KLDivSummary
+
+# Exit codes of a computation that failed, and of one that never began.
+FAILED, BAD_INPUT = 1, 2
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+# The name of the subcommand of `dask`.
+@click.group("kldiv", context_settings=SETTINGS)
+@click.version_option(package_name="kldiv-dask", message="kldiv-dask %(version)s")
+def main() -> None:
+    """Kullback-Leibler divergence of stored arrays: exact, and the same bits everywhere."""
+
+
+@main.command(context_settings=SETTINGS)
+@click.argument("input")
+@click.argument("target")
+@click.option("--log-target", is_flag=True, help="TARGET holds log-probabilities.")
+@click.option(
+    "--reduction",
+    type=click.Choice(["mean", "batchmean", "sum"]),
+    default="mean",
+    show_default=True,
+    help="As in torch: mean divides the sum of the terms by their number, batchmean by the length"
+    " of the first axis of INPUT.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32", "float64"]),
+    help="Type of the computation and the result.  [default: the wider of the arrays' types]",
+)
+@click.option(
+    "--zero-safe",
+    is_flag=True,
+    help="Count a zero target as 0, not NaN, also where INPUT is infinite.",
+)
+@click.option("--input-key", metavar="KEY", help="Path of the array within a Zarr group.")
+@click.option("--target-key", metavar="KEY", help="Path of the array within a Zarr group.")
+@click.option(
+    "--chunks",
+    metavar="SIZE",
+    help="What to read at a time: a size ('64 MiB') or a length for each axis ('1000,-1').  "
+    "[default: about 128 MiB, in whole stored chunks]",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Running cluster to use, as tcp://host:8786.")
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Processes to start instead.  [default: one for every 4 CPUs]",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads in each process.  [default: together as many as there are CPUs]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, as described above.")
+def compute(
+    input: str,
+    target: str,
+    reduction: str,
+    scheduler: str | None,
+    workers: int | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Print the KL divergence of TARGET from INPUT, in nats.
+
+    INPUT holds log-probabilities and TARGET probabilities. Each is a .npy file, or a Zarr array
+    or group: a directory or an fsspec URL. The workers of a running cluster must find them under
+    the same names.
+
+    \b
+    Example:
+      kldiv-dask compute student.zarr teacher.zarr --reduction batchmean
+
+    With --json, one line holds an object with the value, the reduction, all of sum, mean,
+    batchmean, numel, batch_size, nan_count, posinf_count and neginf_count, the dtype, the seconds
+    that the computation took, bytes_read (of both arrays, decoded), the arguments and the version.
+    A number has the digits that tell it from all others of its dtype; "nan", "inf" and "-inf" are
+    strings.
+
+    \b
+    Exit codes:
+      0    the value has been printed
+      1    the computation failed
+      2    bad arguments, files or scheduler; nothing was computed
+      130  stopped by Ctrl-C
+    """  # noqa: D301 - click wants a real backspace there
+    if scheduler and (workers or threads):
+        raise click.UsageError(
+            "--scheduler uses a running cluster; --workers and --threads are for one started here"
+        )
+    with (
+        _failing(FAILED),
+        _stoppable(),
+        warnings.catch_warnings(),
+        contextlib.ExitStack() as stack,
+    ):
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show_warning
+        with _failing(BAD_INPUT):
+            lazy, bytes_read = _open(input, target, **options)
+        if scheduler:
+            with _failing(BAD_INPUT, f"--scheduler {scheduler}: "):
+                client = stack.enter_context(connect(scheduler))
+        else:
+            with _failing(FAILED, "no cluster could be started: "):
+                client = stack.enter_context(connect(workers=workers, threads=threads))
+        for number in SIGNALS:  # on the way out; a second one would cut the cleaning up short
+            stack.callback(signal.signal, number, signal.SIG_IGN)
+        start = time.perf_counter()
+        summary = _run(client, lazy)
+        seconds = time.perf_counter() - start
+        _warn(summary, reduction, options["zero_safe"])
+    value = getattr(summary, reduction)
+    if not as_json:
+        click.echo(value)
+        return
+    report = {
+        "value": value,
+        "reduction": reduction,
+        **summary._asdict(),
+        **options,
+        "dtype": value.dtype.name,
+        "seconds": round(seconds, 3),
+        "bytes_read": bytes_read,
+        "input": input,
+        "target": target,
+        "version": version("kldiv-dask"),
+    }
+    plain = {name: _plain(field) for name, field in report.items()}
+    click.echo(json.dumps(plain, allow_nan=False))
+
+
+def _open(
+    input: str,
+    target: str,
+    chunks: str | None,
+    input_key: str | None,
+    target_key: str | None,
+    **options: Any,
+) -> tuple["KLDivSummary", int]:
+    """Open the arrays; return what is to be computed and how many bytes that will read."""
+    from kldiv_dask.functional import kl_div_summary
+    from kldiv_dask.storage import open_pair
+
+    x, t = open_pair(
+        input, target, chunks=_parse_chunks(chunks), input_key=input_key, target_key=target_key
+    )
+    return kl_div_summary(x, t, **options), x.nbytes + t.nbytes
+
+
+def _parse_chunks(text: str | None) -> Any:
+    """Read ``1000,-1`` as a tuple of lengths and ``1000`` as a length; leave sizes as they are."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    chunks = [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
+    return chunks[0] if len(chunks) == 1 else tuple(chunks)
+
+
+def _run(client: "Client", lazy: "KLDivSummary") -> "KLDivSummary":
+    """Compute all fields of a summary at once, with a progress bar if somebody can see it."""
+    from distributed import progress
+
+    from kldiv_dask.storage import ChunkReadError
+
+    futures = client.compute(list(lazy))
+    if sys.stderr.isatty():
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                progress(futures, notebook=False)
+        finally:  # the bar clears its line only where it comes to its end
+            click.echo("\r\33[2K", nl=False, err=True)
+    try:
+        return type(lazy)(*client.gather(futures))
+    except ChunkReadError as error:
+        raise OSError(f"on a worker, {error}") from error
+
+
+def _warn(summary: "KLDivSummary", reduction: str, zero_safe: bool) -> None:
+    """Warn of what the value is or hides."""
+    from kldiv_dask.options import resolve_reduction
+
+    resolve_reduction(None, None, reduction, stacklevel=2)
+    if summary.nan_count or summary.posinf_count or summary.neginf_count:
+        message = (
+            f"of {summary.numel} terms {summary.nan_count} are NaN, {summary.posinf_count} +inf"
+            f" and {summary.neginf_count} -inf"
+        )
+        if summary.nan_count and not zero_safe:
+            message += "; --zero-safe counts zero targets as 0 where INPUT is infinite"
+        warnings.warn(message, stacklevel=2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning in one line, without the place in the code that it arose at."""
+    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+
+
+def _plain(field: Any) -> Any:
+    """Turn a NumPy scalar into what JSON has, with the digits of its own type."""
+    if not hasattr(field, "dtype"):
+        return field
+    digits = str(field)
+    return json.loads(digits) if math.isfinite(field) else digits
+
+
+@contextlib.contextmanager
+def _failing(exit_code: int, where: str = "") -> Iterator[None]:
+    """Turn an exception into a line of text and an exit code."""
+    try:
+        yield
+    except Exception as error:
+        # The names of everyday exceptions say nothing that their messages don't.
+        everyday = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        kind = "" if everyday and str(error) else f"{type(error).__name__}: "
+        _end(f"{where}{kind}{error}", exit_code)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let a signal unwind the stack, so that no process and no file is left behind."""
+    received = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    with handled_by(stop):
+        try:
+            yield
+        except KeyboardInterrupt:
+            number = received[0]
+            _end(f"stopped by {signal.Signals(number).name}", 128 + number)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    """End the command with one line on stderr."""
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise SystemExit(exit_code)

@@ -1,0 +1,147 @@
+"""A Dask cluster for one command: a running one, or one that is started here and cleaned up."""
+
+import contextlib
+import importlib
+import logging
+import math
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# The ways to ask a command to stop: Ctrl-C, and what batch systems and containers send.
+SIGNALS = signal.SIGINT, signal.SIGTERM
+
+# Seconds to look for a scheduler that is said to be there.
+CONNECT_TIMEOUT = 10
+
+# Most threads of a process. They share its compiled kernels, which release the GIL, and a process
+# costs a second to start and another to compile; but Zarr serves all threads of a process from a
+# single event loop.
+THREADS = 4
+
+
+@contextlib.contextmanager
+def connect(
+    scheduler: str | None = None, workers: int | None = None, threads: int | None = None
+) -> Iterator["Client"]:
+    """Connect to a cluster, and silence the logs of `distributed` in this process.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        Address of a running cluster. Without it a cluster of processes is started on this machine,
+        which ends with the context and leaves no files behind.
+    workers, threads : int, optional
+        Number of processes to start, and of threads in each. By default they take all CPUs, with
+        at most 4 threads a process.
+
+    Yields
+    ------
+    distributed.Client
+        A client of the cluster.
+
+    Raises
+    ------
+    OSError
+        If there is no scheduler at the address within 10 seconds.
+    ValueError
+        If the address can't be understood.
+    ImportError
+        If the scheduler, or a worker that it has by now, can't import this package.
+
+    Examples
+    --------
+    >>> from kldiv_dask.cluster import connect
+    >>> with connect("nowhere") as client:
+    ...     client.ncores()
+    Traceback (most recent call last):
+    ValueError: missing port number in address 'nowhere'
+    """
+    from distributed import Client
+
+    with contextlib.ExitStack() as stack:
+        # Errors that matter come back as exceptions.
+        logging.disable(logging.CRITICAL)
+        stack.callback(logging.disable, logging.NOTSET)
+        if scheduler is None:
+            with _held_signals():
+                cluster = stack.enter_context(_local_cluster(workers, threads))
+            yield stack.enter_context(Client(cluster))
+        else:
+            client = stack.enter_context(Client(scheduler, timeout=CONNECT_TIMEOUT))
+            _check_imports(client)
+            yield client
+
+
+@contextlib.contextmanager
+def _local_cluster(workers: int | None, threads: int | None) -> Iterator[Any]:
+    import dask
+    from dask.system import CPU_COUNT
+    from distributed import LocalCluster
+
+    if workers is None and threads is None:
+        workers = math.ceil(CPU_COUNT / THREADS)
+    parent = dask.config.get("temporary-directory", None)
+    with (
+        tempfile.TemporaryDirectory(prefix="kldiv-dask-", dir=parent) as folder,
+        # For the scheduler too; local_directory= would be for workers only.
+        dask.config.set({"temporary-directory": folder}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            dashboard_address="127.0.0.1:0",  # None would be port 8787, and a warning if it's taken
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
+        yield cluster
+
+
+def _check_imports(client: "Client") -> None:
+    """Refuse a cluster without this package: its workers would die of it, and tasks would wait."""
+    client.run_on_scheduler(importlib.import_module, "kldiv_dask")
+    imported = client.run(importlib.import_module, "kldiv_dask", on_error="return")
+    for worker, result in imported.items():
+        if isinstance(result, Exception):
+            raise ImportError(f"worker {worker} cannot import kldiv_dask: {result}")
+    if not imported:
+        warnings.warn("the cluster has no workers yet; waiting for them", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    """Hold signals back while a cluster starts, and SIGINT from its processes for good.
+
+    Half a cluster can't be stopped in good order. And Ctrl-C at a terminal goes to all processes
+    of a command, of which each worker would show its own traceback.
+    """
+    if sys.platform == "win32":  # has no signal masks
+        yield
+        return
+    held: list[int] = []
+    with handled_by(lambda number, frame: held.append(number)):
+        resource_tracker.ensure_running()  # started by the first worker, it would unblock SIGINT
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in held:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Handle `SIGNALS` by `handler` within the context."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

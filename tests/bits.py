@@ -1,0 +1,95 @@
+"""Data that sum badly, what they should sum to, and what it means to be the same."""
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from kldiv_dask import kl_div
+from tests import reference
+from tests.cases import (
+    Array,
+    Chunks,
+    Shape,
+    log_probabilities,
+    narrow,
+    operand_chunks,
+    probabilities,
+    special_values,
+)
+
+REDUCED = ("sum", "mean", "batchmean")
+SORTS = ("usual", "wide", "cancelling", "subnormal", "infinite", "masked", "special")
+
+
+def operands(
+    sort: str, shapes: tuple[Shape, Shape], dtype: str, log_target: bool
+) -> tuple[Array, Array]:
+    """An (input, target) pair of one of `SORTS`."""
+    rng = np.random.default_rng(SORTS.index(sort))
+    info = np.finfo(dtype)
+    x = log_probabilities(rng, shapes[0], dtype)
+    t = (log_probabilities if log_target else probabilities)(rng, shapes[1], dtype)
+    certain = np.full_like(t, 0.0 if log_target else 1.0)  # the terms are -x, exactly
+
+    def wide(size: int) -> Array:
+        exponents = 0.98 * rng.uniform(int(info.minexp), int(info.maxexp), size)
+        return (rng.choice([-1.0, 1.0], size) * np.exp2(exponents)).astype(dtype)
+
+    match sort:
+        case "wide":
+            x = wide(x.size).reshape(x.shape)
+        case "cancelling":
+            half = wide(x.size // 2)
+            values = np.concatenate([half, -half, np.zeros(x.size % 2, dtype)])
+            x, t = rng.permutation(values).reshape(x.shape), certain
+        case "subnormal":
+            multiples = rng.integers(-1000, 1000, x.shape)
+            x, t = np.asarray(multiples * info.smallest_subnormal, dtype), certain
+        case "infinite":
+            x = np.where(rng.random(x.shape) < 0.2, -np.inf, x).astype(dtype)
+        case "masked":
+            np.atleast_1d(x)[..., 1::3] = -np.inf
+            np.atleast_1d(t)[..., 1::3] = -np.inf if log_target else 0
+        case "special":
+            x, t = (np.asarray(rng.choice(special_values(dtype), shape)) for shape in shapes)
+    return x, t
+
+
+def widened(x: Array, t: Array) -> tuple[Array, Array]:
+    """The operands in the type of the computation, by way of the type of the result."""
+    result = reference.result_type(x, t)
+    work = reference.computation_type(result)
+    return narrow(x, result).astype(work), narrow(t, result).astype(work)
+
+
+def terms_of(x: Array, t: Array, **options: Any) -> Array:
+    """The library's terms in the type of the computation, from one call on whole arrays."""
+    pair = (da.from_array(a, chunks=-1) for a in widened(x, t))
+    lazy = kl_div(*pair, reduction="none", **options)
+    return np.asarray(lazy.compute(scheduler="synchronous"))
+
+
+def expected(terms: Array, x: Array, dtype: Any) -> dict[str, np.generic]:
+    """The exact reductions of the terms, rounded once."""
+    total = reference.exact_sum(terms)
+    divisors = 1, total.count, x.shape[0] if x.ndim else 1
+    return {r: reference.quotient(total, d, dtype) for r, d in zip(REDUCED, divisors, strict=True)}
+
+
+def assert_same_bits(got: Any, wanted: Any, *context: Any) -> None:
+    """Equal types, shapes and bytes. Where there is to be NaN, any NaN will do."""
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape), context
+    nan = np.isnan(wanted)
+    assert np.array_equal(np.isnan(got), nan), (got, wanted, *context)
+    word = np.dtype(f"u{wanted.itemsize}")
+    got, wanted = got[~nan].view(word), wanted[~nan].view(word)
+    differ = got != wanted
+    assert not differ.any(), (differ.nonzero(), got[differ], wanted[differ], *context)
+
+
+def lazily(x: Array, t: Array, chunks: Chunks) -> tuple[da.Array, da.Array]:
+    """Both operands with the chunks of their broadcast result."""
+    first, second = (da.from_array(a, chunks=operand_chunks(a.shape, chunks)) for a in (x, t))
+    return first, second

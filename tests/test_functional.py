@@ -1,0 +1,259 @@
+"""What may be handed to the public functions, and what they say about the rest."""
+
+import itertools
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+
+from kldiv_dask import KLDivLoss, KLDivSummary, kl_div, kl_div_summary
+from tests import reference
+from tests.bits import assert_same_bits, expected, terms_of
+from tests.cases import REDUCTIONS, log_probabilities, probabilities
+
+rng = np.random.default_rng(4)
+X = log_probabilities(rng, (6, 4), np.float64)
+T = probabilities(rng, (6, 4), np.float64)
+LAZY_X, LAZY_T = da.from_array(X, chunks=(2, 4)), da.from_array(T, chunks=(2, 4))
+
+
+# Errors: each type with its whole text, and which comes first
+
+COMPLEX, INTEGER, WIDE = np.ones((6, 4), complex), np.ones((6, 4), int), np.ones((6, 5))
+FLOATS = "accepted are float16, float32, float64"
+
+ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
+    (ValueError, "reduction is 'average'; accepted are 'none', 'mean', 'batchmean', 'sum'",
+     (COMPLEX, INTEGER), {"reduction": "average", "dtype": int}),
+    (ValueError, "reduction is None; accepted are 'none', 'mean', 'batchmean', 'sum'",
+     (X, T), {"reduction": None}),
+    (TypeError, f"target is of dtype complex128; {FLOATS}", (INTEGER, COMPLEX), {}),
+    (TypeError, f"input is of dtype complex128; {FLOATS}", (COMPLEX, COMPLEX), {}),
+    (TypeError, f"input is of dtype int64; {FLOATS}", (INTEGER, WIDE), {"dtype": int}),
+    (TypeError, f"target is of dtype int64; {FLOATS}", (WIDE, INTEGER), {}),
+    (TypeError, f"target is of dtype bool; {FLOATS}", (X, True), {}),
+    (TypeError, f"input is of dtype uint8; {FLOATS}", (LAZY_X.astype("u1"), T), {"dtype": "f4"}),
+    (TypeError, f"target is of dtype object; {FLOATS}", (X, None), {}),
+    (TypeError, f"target is of dtype <U5; {FLOATS}", (X, "probs"), {}),
+    (TypeError, f"dtype is of dtype int32; {FLOATS}", (X, WIDE), {"dtype": "i4"}),
+    (TypeError, f"dtype is of dtype complex64; {FLOATS}", (X, WIDE), {"dtype": "c8"}),
+    (ValueError, "input of shape (6, 4) and target of shape (6, 5) do not broadcast together",
+     (X, WIDE), {}),
+    (ValueError, "input of shape (4, 6) and target of shape (6, 4) do not broadcast together",
+     (LAZY_X.T, LAZY_T), {"split_every": 1}),
+    (ValueError, "input of shape (3, 6, 4) and target of shape (2, 1, 4) do not broadcast together",
+     (np.ones((3, 6, 4)), np.ones((2, 1, 4))), {}),
+    (ValueError, "input of shape (0,) and target of shape (2,) do not broadcast together",
+     ([], [0.5, 0.5]), {}),
+    (TypeError, "input holds MaskedArray chunks; accepted is numpy.ndarray",
+     (np.ma.masked_invalid(X), T), {}),
+    (TypeError, "target holds MaskedArray chunks; accepted is numpy.ndarray",
+     (X, da.from_array(np.ma.masked_invalid(T), chunks=2)), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("category", "text", "pair", "options"), ERRORS)
+def test_errors(
+    category: type[Exception], text: str, pair: tuple[Any, Any], options: dict[str, Any]
+) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: kl_div(*pair, **{"reduction": "sum", **options}),
+        lambda: KLDivLoss(**{"reduction": "none", **options})(*pair),
+    ]
+    if "reduction" not in options:
+        calls.append(lambda: kl_div_summary(*pair, **options))
+    for call in calls:
+        with pytest.raises(category) as caught:
+            call()
+        assert type(caught.value) is category
+        assert str(caught.value) == text
+
+
+def test_the_mean_warns_before_a_shape_error() -> None:
+    with (
+        pytest.warns(UserWarning, match="reduction='mean'"),
+        pytest.raises(ValueError, match="do not broadcast"),
+    ):
+        kl_div(X, WIDE)
+
+
+# Warnings: category, text, and the caller's line. Each call stands on the line of its lambda.
+
+MEAN = (UserWarning, "reduction='mean' divides by the number of elements, classes included")
+OLD_MEAN = (UserWarning, "reduction='elementwise_mean' is deprecated; use reduction='mean' instead")
+RECHUNKED = (da.PerformanceWarning, "target has chunks (3 x 2, 1 x 4) where input has (2 x 3, 1 x")
+OTHER_X = LAZY_X.rechunk((3, 4))
+LOSS, OLD_LOSS = KLDivLoss(), KLDivLoss(reduction="elementwise_mean")
+
+
+def legacy(reduction: str) -> tuple[type[Warning], str]:
+    text = f"size_average and reduce are deprecated; use reduction={reduction!r} instead"
+    return UserWarning, text
+
+
+WARNINGS: list[tuple[Callable[[], Any], list[tuple[type[Warning], str]]]] = [
+    (lambda: kl_div(X, T), [MEAN]),
+    (lambda: kl_div(X, T, reduction="mean"), [MEAN]),
+    (lambda: kl_div(X, T, reduction="elementwise_mean"), [OLD_MEAN]),
+    (lambda: kl_div(X, T, True), [legacy("mean")]),
+    (lambda: kl_div(X, T, False, True, "batchmean"), [legacy("sum")]),
+    (lambda: kl_div(X, T, reduce=False, reduction="nonsense"), [legacy("none")]),
+    (lambda: kl_div(OTHER_X, LAZY_T, reduction="sum"), [RECHUNKED]),
+    (lambda: kl_div(OTHER_X, LAZY_T, reduction="none"), [RECHUNKED]),
+    (lambda: kl_div(OTHER_X, LAZY_T), [MEAN, RECHUNKED]),
+    (lambda: kl_div(OTHER_X, LAZY_T, size_average=False), [legacy("sum"), RECHUNKED]),
+    (lambda: kl_div_summary(OTHER_X, LAZY_T), [RECHUNKED]),
+    (lambda: KLDivLoss(), []),
+    (lambda: KLDivLoss(False), [legacy("sum")]),
+    (lambda: KLDivLoss(reduce=False, reduction="batchmean"), [legacy("none")]),
+    (lambda: LOSS(X, T), [MEAN]),
+    (lambda: OLD_LOSS(X, T), [OLD_MEAN]),
+    (lambda: LOSS(OTHER_X, LAZY_T), [MEAN, RECHUNKED]),
+    (lambda: kl_div(X, T, reduction="sum"), []),
+    (lambda: kl_div(X, T, reduction="batchmean"), []),
+    (lambda: kl_div(LAZY_X, T, reduction="none"), []),
+    (lambda: kl_div_summary(LAZY_X, T), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "expectations"), WARNINGS)
+def test_warnings(call: Callable[[], Any], expectations: list[tuple[type[Warning], str]]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert [warning.category for warning in caught] == [category for category, _ in expectations]
+    for warning, (_, text) in zip(caught, expectations, strict=True):
+        assert str(warning.message).startswith(text)
+        assert warning.filename == __file__
+        assert warning.lineno == call.__code__.co_firstlineno
+
+
+def test_the_performance_warning_says_what_it_costs_and_what_to_do() -> None:
+    small = LAZY_X[:, :1].rechunk((6, 1))
+    with pytest.warns(da.PerformanceWarning) as caught:
+        kl_div(small, LAZY_T, reduction="sum")
+    (warning,) = caught
+    text = str(warning.message)
+    # the smaller operand is the one that is moved
+    assert text.startswith("input has chunks (1 x 6, 1 x 1) where target has (3 x 2, 1 x 4): ")
+    for part in ("input (48 B in 1 chunks)", "kldiv_dask.open_pair", "chunks=target.chunks"):
+        assert part in text
+
+
+# Legacy flags
+
+FLAGS = {
+    (None, True): "mean", (True, None): "mean", (True, True): "mean",
+    (False, None): "sum", (False, True): "sum",
+    (None, False): "none", (True, False): "none", (False, False): "none",
+}  # fmt: skip
+
+
+TRUTH: dict[Any, tuple[Any, ...]] = {None: (None,), True: (True, 1, "no"), False: (False, 0, "")}
+
+
+@pytest.mark.parametrize("reduction", [*REDUCTIONS, "nonsense"])
+@pytest.mark.parametrize(("size_average", "reduce"), FLAGS)
+def test_legacy_flags(size_average: bool | None, reduce: bool | None, reduction: str) -> None:
+    """They override `reduction`, except that the function divides by the batch size even so."""
+    kind = FLAGS[size_average, reduce]
+    terms = terms_of(X, T)
+    results = {"none": terms, **expected(terms, X, terms.dtype)}
+    divided = {
+        "none": terms / len(X),
+        "sum": results["batchmean"],
+        "mean": reference.quotient(reference.exact_sum(terms), X.size * len(X), X.dtype),
+    }
+    for flags in itertools.product(TRUTH[size_average], TRUTH[reduce]):
+        with pytest.warns(UserWarning, match=f"use reduction='{kind}' instead"):
+            got = kl_div(X, T, *flags, reduction)
+        with pytest.warns(UserWarning, match=f"use reduction='{kind}' instead"):
+            loss = KLDivLoss(*flags, reduction)
+        assert loss.reduction == kind
+        assert_same_bits(got.compute(), (divided if reduction == "batchmean" else results)[kind])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # reduction='mean'
+            assert_same_bits(loss(X, T).compute(), results[kind])
+
+
+def test_a_scalar_input_has_no_batch_to_divide_by() -> None:
+    for reduce, result in ((False, "none"), (True, "mean")):
+        with pytest.warns(UserWarning, match="deprecated"):
+            got = kl_div(-1.0, 0.5, reduce=reduce, reduction="batchmean")
+        assert_same_bits(got.compute(), kl_div(-1.0, 0.5, reduction="sum").compute(), result)
+
+
+# KLDivLoss
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (KLDivLoss(), "KLDivLoss(reduction='mean', log_target=False)"),
+        (
+            KLDivLoss(reduction="sum", log_target=True),
+            "KLDivLoss(reduction='sum', log_target=True)",
+        ),
+    ],
+)
+def test_loss_repr(loss: KLDivLoss, text: str) -> None:
+    assert repr(loss) == str(loss) == text
+
+
+def test_loss_is_pickled_with_its_options() -> None:
+    options: dict[str, Any] = {
+        "reduction": "batchmean", "log_target": True, "dtype": "f4", "zero_safe": True,
+        "split_every": {0: 2},
+    }  # fmt: skip
+    loss = KLDivLoss(**options)
+    again = pickle.loads(pickle.dumps(loss))  # noqa: S301
+    assert type(again) is KLDivLoss
+    assert vars(again) == vars(loss) == options
+    x, t = np.array([[-1.0, -np.inf]]), np.array([[-2.0, -np.inf]])
+    value = again(x, t).compute()
+    assert value.dtype == np.float32
+    assert np.isfinite(value)  # zero_safe
+    assert again(x, t).name == loss(x, t).name == kl_div(x, t, **options).name
+
+
+# KLDivSummary
+
+
+def test_summary_fields() -> None:
+    x = np.array([[-1, np.inf, -np.inf, np.nan, -np.inf]] * 2, np.float32)
+    t = np.array([[0.5, 0.5, 0.5, 0.5, 0.0]] * 2, np.float32)
+    summary = kl_div_summary(x, t)
+    assert type(summary) is KLDivSummary
+    assert all(isinstance(field, da.Array) and field.shape == () for field in summary)
+    for got in (summary.compute(), summary.compute(scheduler="synchronous")):
+        assert type(got) is KLDivSummary
+        assert [field.dtype for field in got] == [np.float32] * 3 + [np.int64] * 5
+        assert np.isnan(got[:3]).all()
+        assert got._asdict() == {**got._asdict(), "numel": 10, "batch_size": 2,
+                                 "nan_count": 4, "posinf_count": 2, "neginf_count": 2}  # fmt: skip
+    safe = kl_div_summary(x, t, zero_safe=True).compute()
+    assert (safe.numel, safe.nan_count) == (10, 2)
+    assert pickle.loads(pickle.dumps(safe))[3:] == safe[3:]  # noqa: S301
+
+
+def test_summary_passes_on_what_it_is_told() -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("this scheduler was asked")
+
+    with pytest.raises(RuntimeError, match="this scheduler was asked"):
+        kl_div_summary(X, T).compute(scheduler=refuse)
+
+
+@pytest.mark.parametrize(("x", "t", "batch", "numel"), [
+    (-1.0, 0.5, 1, 1), (-1.0, T, 1, 24), (X[0], T, 4, 24), (X[:1], T, 1, 24), (X, T[:1], 6, 24),
+    (X[:0], T[:0], 0, 0), (X[:, :0], T[:, :0], 6, 0),
+])  # fmt: skip
+def test_batch_size_is_that_of_the_input(x: Any, t: Any, batch: int, numel: int) -> None:
+    for chunks in (-1, 1):
+        pair = (da.from_array(np.asarray(a), chunks=chunks) for a in (x, t))
+        got = kl_div_summary(*pair).compute()
+        assert (got.batch_size, got.numel) == (batch, numel)
