@@ -123,7 +123,8 @@ def _matching(first: da.Array, second: da.Array) -> Iterator[int]:
 
 def _narrowed(array: da.Array, dtype: np.dtype[Any]) -> da.Array:
     # Widening is exact and left to the kernels, which do it piece by piece.
-    return array if np.can_cast(array.dtype, dtype) else array.astype(dtype)
+    widens = array.dtype.name == dtype.name or array.dtype.itemsize < dtype.itemsize
+    return array if widens else array.astype(dtype)
 
 
 def _joined(array: da.Array) -> da.Array:

@@ -50,7 +50,7 @@ def main() -> None:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "float32", "float64"]),
+    type=click.Choice(["float16", "bfloat16", "float32", "float64"]),
     help="Type of the computation and the result.  [default: the wider of the arrays' types]",
 )
 @click.option(

@@ -44,9 +44,9 @@ def kl_div(
 
     Parameters
     ----------
-    input : array_like of float16, float32 or float64
+    input : array_like of float16, bfloat16, float32 or float64
         Log-probabilities: a Dask array, a NumPy array, or what `dask.array.asanyarray` takes.
-    target : array_like of float16, float32 or float64
+    target : array_like of float16, bfloat16, float32 or float64
         Probabilities, or log-probabilities with `log_target`. Broadcasts with `input`, both ways.
     size_average, reduce : bool, optional
         Deprecated, as in torch: by their truthiness they stand for, and override, a `reduction`.

@@ -17,7 +17,7 @@ _LEGACY: dict[tuple[bool, bool], Kind] = {
     (False, False): "none",
 }
 
-_FLOATS = ("float16", "float32", "float64")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Reduction(NamedTuple):
@@ -81,6 +81,19 @@ def _check_float(name: str, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(_FLOATS)}")
 
 
+def _named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    if dtype == "bfloat16":  # a name that NumPy knows only once ml_dtypes is imported
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ImportError(
+                'dtype bfloat16 needs the package ml_dtypes: pip install "kldiv-dask[bfloat16]"'
+            ) from error
+        named: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return named
+    return np.dtype(dtype)
+
+
 def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
     """Check the operands' data types and return the type of the computation and its result.
 
@@ -92,9 +105,11 @@ def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dt
     for name, operand in sorted(operands.items(), key=lambda item: item[1].dtype.kind != "c"):
         _check_float(name, operand.dtype)
     if dtype is None:
-        deciding = [a for a in operands.values() if a.ndim] or operands.values()
-        resolved: np.dtype[Any] = max((a.dtype for a in deciding), key=lambda dtype: dtype.itemsize)
+        deciding = [a.dtype for a in operands.values() if a.ndim] or [input.dtype, target.dtype]
+        resolved: np.dtype[Any] = max(deciding, key=lambda dtype: dtype.itemsize)
+        if len({dtype.name for dtype in deciding if dtype.itemsize == resolved.itemsize}) > 1:
+            resolved = np.dtype(np.float32)  # float16 and bfloat16: neither holds the other
     else:
-        resolved = np.dtype(dtype)
+        resolved = _named_dtype(dtype)
         _check_float("dtype", resolved)
     return resolved.newbyteorder("=")

@@ -1,14 +1,10 @@
 """The command: what it prints where, with which exit code, and what it leaves behind."""
 
-import contextlib
 import json
 import logging
 import os
-import pty
 import re
 import signal
-import subprocess
-import sysconfig
 import tempfile
 import time
 from importlib.metadata import version
@@ -22,8 +18,7 @@ from distributed import LocalCluster
 
 from kldiv_dask import cluster, kl_div_summary, open_pair
 from kldiv_dask.cli import _parse_chunks, _plain, main
-
-SCRIPTS = Path(sysconfig.get_path("scripts"))
+from tests.commands import at_terminal, eventually, run, started
 
 
 @pytest.fixture
@@ -53,79 +48,6 @@ def endless(tmp_path, monkeypatch):
     shape, chunks = (2**23, 2**10), (2**12, 2**10)
     zarr.create_array("x.zarr", shape=shape, chunks=chunks, dtype="f4", fill_value=0.5)
     return "x.zarr", "x.zarr", "--reduction", "sum", "--chunks", "16 MiB"
-
-
-@contextlib.contextmanager
-def started(*command, stderr=subprocess.PIPE, **environment):
-    """Start a command in a session of its own; at the end, look for what it left there."""
-    scratch = Path("scratch")
-    scratch.mkdir()
-    before = set(os.listdir())
-    environment = {**os.environ, "TMPDIR": str(scratch.absolute()), **environment}
-    with subprocess.Popen(
-        [SCRIPTS / command[0], *command[1:]],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-            process.wait(60)
-            # Python's own resource tracker ends when it sees that the others have.
-            left = [p for p in psutil.process_iter() if in_session(p, process.pid)]
-            assert psutil.wait_procs(left, timeout=5)[1] == []
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert list(scratch.iterdir()) == []
-    assert set(os.listdir()) == before
-
-
-def in_session(process, session):
-    """Whether a process, other than one that has ended, belongs to a session."""
-    try:
-        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return False
-
-
-def run(*command, **environment):
-    """Run a command to its end: exit code, stdout and lines on stderr."""
-    with started(*command, **environment) as process:
-        out, err = process.communicate(timeout=60)
-    return process.returncode, out.decode(), err.decode().splitlines()
-
-
-class Terminal:
-    """A terminal to give a command as its stderr."""
-
-    def __init__(self):
-        self.end, self.stderr = pty.openpty()
-        self.text = ""
-
-    def read(self, until="never"):
-        """Read up to a pattern, or until nobody has the terminal open any more."""
-        while not re.search(until, self.text):
-            try:
-                self.text += os.read(self.end, 4096).decode()
-            except OSError:  # EIO: closed at the other side
-                break
-        return self.text
-
-    def close(self):
-        os.close(self.end)
-
-
-@contextlib.contextmanager
-def at_terminal(*command, **environment):
-    terminal = Terminal()
-    with (
-        contextlib.closing(terminal),
-        started(*command, stderr=terminal.stderr, **environment) as process,
-    ):
-        os.close(terminal.stderr)
-        yield process, terminal
 
 
 def call(capsys, *arguments):
@@ -165,7 +87,7 @@ def assert_agrees(report, summary):
 def test_a_cluster_is_started_and_the_value_alone_is_printed(pair):
     code, out, err = run("kldiv-dask", "compute", *pair, "--workers", "2")
     expected = in_python(*pair).mean
-    assert (code, out) == (0, f"{expected}\n")
+    assert (code, out) == (0, str(expected) + "\n")
     assert np.isfinite(expected)
     (line,) = err
     assert line.startswith("warning: reduction='mean' divides by the number of elements")
@@ -243,7 +165,7 @@ def test_options(client, pair, capsys, options):
     assert options.items() <= strict(out).items()
     assert_agrees(strict(out), expected)
     code, out, _ = call(capsys, *call_it)
-    assert (code, out) == (0, f"{getattr(expected, options['reduction'])}\n")
+    assert (code, out) == (0, str(getattr(expected, options["reduction"])) + "\n")
 
 
 def test_zero_safe(client, masked, capsys):
@@ -411,24 +333,32 @@ def test_a_bar_at_a_terminal(client, pair):
     command = "kldiv-dask", "compute", *pair, "--reduction", "sum", "--chunks", "1,-1"
     with at_terminal(*command, "--scheduler", client.scheduler.address) as (process, terminal):
         text = terminal.read()
-        assert process.stdout.read().decode() == f"{in_python(*pair).sum}\n"
+        assert process.stdout.read().decode() == f"{in_python(*pair).sum!s}\n"
     assert process.returncode == 0
     assert re.search(r"\r\[#+\] \| 100% Completed \| +\d+\.\ds", text)
     assert text.endswith("\r\x1b[2K")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_stopped_while_computing(endless, number):
+def test_stopped_while_computing(endless):
     with at_terminal("kldiv-dask", "compute", *endless) as (process, terminal):
         terminal.read(until="[1-9]%")
-        if number == signal.SIGINT:  # as a terminal sends Ctrl-C: to all processes
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        line = rf"\r\x1b\[2KError: stopped by {number.name}\r\n"
-        assert re.fullmatch(r"(\r\[#* *\] \| \d+% Completed \| +\S+s)+" + line, terminal.read())
+        os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal sends Ctrl-C
+        bars = r"(\r\[#* *\] \| \d+% Completed \| +\S+s)+"
+        assert re.fullmatch(bars + r"\r\x1b\[2KError: stopped by SIGINT\r\n", terminal.read())
         assert process.stdout.read() == b""
-    assert process.returncode == 128 + number
+    assert process.returncode == 130
+
+
+def test_stopped_while_another_cluster_computes(client, endless):
+    command = "kldiv-dask", "compute", *endless, "--scheduler", client.scheduler.address
+    with at_terminal(*command) as (process, terminal):
+        terminal.read(until="[1-9]%")
+        process.send_signal(signal.SIGTERM)
+        assert terminal.read().endswith("\x1b[2KError: stopped by SIGTERM\r\n")
+    assert process.returncode == 143
+    assert eventually(
+        lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0
+    )
 
 
 def test_stopped_while_the_cluster_starts(endless):

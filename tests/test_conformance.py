@@ -91,7 +91,7 @@ def grouped(goldens: list[Golden]) -> dict[str, list[Golden]]:
     return groups
 
 
-GROUPS = grouped(load(FLOATS))
+GROUPS = grouped(load((*FLOATS, "bfloat16")))
 
 
 def chunked(golden: Golden) -> tuple[da.Array, da.Array]:
@@ -142,7 +142,7 @@ def test_library_agrees_with_torch(group: str) -> None:
 
 def test_goldens_are_all_there() -> None:
     assert torch_version() == "2.13.0"
-    assert sum(map(len, GROUPS.values())) >= 2_500
+    assert sum(map(len, GROUPS.values())) >= 4_000
     listed = [f"{r}, {log}, {dtype}" for r, log, dtype in itertools.product(
         REDUCTIONS, ("target", "log target"), FLOATS)]  # fmt: skip
     assert set(listed) < set(GROUPS)

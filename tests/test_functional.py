@@ -24,7 +24,7 @@ LAZY_X, LAZY_T = da.from_array(X, chunks=(2, 4)), da.from_array(T, chunks=(2, 4)
 # Errors: each type with its whole text, and which comes first
 
 COMPLEX, INTEGER, WIDE = np.ones((6, 4), complex), np.ones((6, 4), int), np.ones((6, 5))
-FLOATS = "accepted are float16, float32, float64"
+FLOATS = "accepted are float16, bfloat16, float32, float64"
 
 ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (ValueError, "reduction is 'average'; accepted are 'none', 'mean', 'batchmean', 'sum'",

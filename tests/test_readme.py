@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands are CI's, its snippets run, its results are the results."""
+"""The README tells the truth: its commands are those of CI, and its snippets run."""
 
 import re
 import shlex

@@ -53,8 +53,10 @@ def peak_rss() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def reduce_pair(paths: tuple[str, str], memory_limit: int, threads: int = 2) -> Run:
-    """Reduce a stored pair on one worker process, opened as a user would."""
+def reduce_pair(
+    paths: tuple[str, str], memory_limit: int, threads: int = 2, chunks: str | None = None
+) -> Run:
+    """Reduce a stored pair on one worker process."""
     with (
         LocalCluster(
             n_workers=1,
@@ -64,7 +66,7 @@ def reduce_pair(paths: tuple[str, str], memory_limit: int, threads: int = 2) -> 
         ) as cluster,
         Client(cluster) as client,
     ):
-        x, t = kldiv_dask.open_pair(*paths)
+        x, t = kldiv_dask.open_pair(*paths, chunks=chunks)
         start = time.perf_counter()
         value = kldiv_dask.kl_div(x, t, reduction="sum").compute()
         seconds = time.perf_counter() - start

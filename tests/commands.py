@@ -1,0 +1,97 @@
+"""Commands of this package, run as a user would, and what they leave behind."""
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import psutil
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+@contextlib.contextmanager
+def started(*command, stderr=subprocess.PIPE, **environment):
+    """Start a command in a session of its own; at the end, look for what it left there."""
+    scratch = Path("scratch")
+    scratch.mkdir()
+    before = set(os.listdir())
+    environment = {**os.environ, "TMPDIR": str(scratch.absolute()), **environment}
+    with subprocess.Popen(
+        [SCRIPTS / command[0], *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+            process.wait(60)
+            # Python's own resource tracker ends when it sees that the others have.
+            assert eventually(lambda: not session(process.pid))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert list(scratch.iterdir()) == []
+    assert set(os.listdir()) == before
+
+
+def session(leader):
+    """Processes of a session, other than those that have ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def eventually(condition):
+    """Whether a condition comes true within ten seconds."""
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def run(*command, **environment):
+    """Run a command to its end: exit code, stdout and lines on stderr."""
+    with started(*command, **environment) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out.decode(), err.decode().splitlines()
+
+
+class Terminal:
+    """A terminal to give a command as its stderr."""
+
+    def __init__(self):
+        self.end, self.stderr = pty.openpty()
+        self.text = ""
+
+    def read(self, until="never"):
+        """Read up to a pattern, or until nobody has the terminal open any more."""
+        while not re.search(until, self.text):
+            try:
+                self.text += os.read(self.end, 4096).decode()
+            except OSError:  # EIO: closed at the other side
+                break
+        return self.text
+
+    def close(self):
+        os.close(self.end)
+
+
+@contextlib.contextmanager
+def at_terminal(*command, **environment):
+    terminal = Terminal()
+    with (
+        contextlib.closing(terminal),
+        started(*command, stderr=terminal.stderr, **environment) as process,
+    ):
+        os.close(terminal.stderr)
+        yield process, terminal
