@@ -55,7 +55,9 @@ def _compile(function: Kernel, signature: tuple[Any, ...]) -> Kernel:
     named.__qualname__ = f"{function.__qualname__}-{digest}"
     try:
         return _jit(named, signature, cache=True)
-    except (OSError, RuntimeError):  # no directory to write to; a full disk
+    except Exception:
+        # No directory to write to, a full disk, a damaged file: the cache is never needed. What
+        # has nothing to do with it fails again.
         return _jit(named, signature, cache=False)
 
 

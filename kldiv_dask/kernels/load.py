@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding
+import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
@@ -26,8 +28,22 @@ def as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.view(pattern.newbyteorder(array.dtype.byteorder))
 
 
+def _converts_float16() -> bool:
+    """Whether the processor that code is compiled for has instructions that decode float16."""
+    named = numba.config.CPU_NAME or numba.config.CPU_FEATURES
+    features = {} if named else llvmlite.binding.get_host_cpu_features()
+    return bool(features.get("f16c"))
+
+
 def _float16(builder: Any, pattern: Any) -> Any:
-    """Decode IEEE 754 binary16 to float32.
+    """Decode IEEE 754 binary16 to float32."""
+    if _converts_float16():
+        return builder.fpext(builder.bitcast(pattern, ir.HalfType()), _FLOAT)
+    return _float16_from_integers(builder, pattern)
+
+
+def _float16_from_integers(builder: Any, pattern: Any) -> Any:
+    """Decode IEEE 754 binary16 to float32 by operations on its bits.
 
     No arithmetic on a subnormal is involved, which some processors do a hundred times slower: a
     subnormal is put behind the leading bit of 2**-14, which is then subtracted.
