@@ -111,7 +111,7 @@ def compute(
       0    the value has been printed
       1    the computation failed
       2    bad arguments, files or scheduler; nothing was computed
-      130  stopped by Ctrl-C
+      130  stopped by Ctrl-C (143: by SIGTERM)
     """  # noqa: D301 - click wants a real backspace there
     if scheduler and (workers or threads):
         raise click.UsageError(
@@ -174,7 +174,9 @@ def _open(
     x, t = open_pair(
         input, target, chunks=_parse_chunks(chunks), input_key=input_key, target_key=target_key
     )
-    return kl_div_summary(x, t, **options), x.nbytes + t.nbytes
+    # Array expressions have no nbytes.
+    bytes_read = sum(math.prod(array.shape) * array.dtype.itemsize for array in (x, t))
+    return kl_div_summary(x, t, **options), bytes_read
 
 
 def _parse_chunks(text: str | None) -> Any:

@@ -21,9 +21,8 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 # Seconds to look for a scheduler that is said to be there.
 CONNECT_TIMEOUT = 10
 
-# Most threads of a process. They share its compiled kernels, which release the GIL, and a process
-# costs a second to start and another to compile; but Zarr serves all threads of a process from a
-# single event loop.
+# Most threads of a process. Kernels release the GIL and a process takes about a second to start,
+# which is for many threads; but Zarr serves all threads of a process from a single event loop.
 THREADS = 4
 
 

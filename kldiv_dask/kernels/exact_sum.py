@@ -21,6 +21,7 @@ from kldiv_dask.kernels.bits import (
     nonzero_bits,
 )
 from kldiv_dask.kernels.machine import tile_size, wide_vectors
+from kldiv_dask.kernels.stored import widen
 
 # 66 limbs of 32 bits span 2**-1074 ... 2**1024; two more hold the carries of 2**64 largest terms.
 LIMBS = 68
@@ -83,14 +84,17 @@ def add(state, value):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def largest(values):
-    """Return the largest magnitude in a tile as float64; NaN where there is one."""
+def largest(stored, like):
+    """Return the largest magnitude in a tile as float64; NaN where there is one.
+
+    Stored numbers are widened to the type of the array `like`.
+    """
     wide_vectors()
-    most = magnitude_bits(values[0])
-    for i in range(tile_size(values)):
-        bits = magnitude_bits(values[i])
+    most = magnitude_bits(widen(stored[0], like[0]))
+    for i in range(tile_size(like)):
+        bits = magnitude_bits(widen(stored[i], like[i]))
         most = bits if bits > most else most
-    return from_magnitude(most, values[0])
+    return from_magnitude(most, like[0])
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -175,7 +179,7 @@ def add_tile(state, terms, rest):
         Scratch space.
     """
     size = tile_size(terms)
-    most = largest(terms)
+    most = largest(terms, terms)
     # Beyond this the grids would overflow. NaN compares false.
     if not most < 2.0**1021:
         for i in range(size):

@@ -10,8 +10,8 @@ from kldiv_dask.kernels import exact_sum
 from kldiv_dask.kernels.bits import narrow_or, oddity
 from kldiv_dask.kernels.compiled import Kernel, compiled
 from kldiv_dask.kernels.elementary import exp, exp_normal, log, log_normal
-from kldiv_dask.kernels.load import as_stored, load
 from kldiv_dask.kernels.machine import prefetch, tile_length, tile_size, wide_vectors
+from kldiv_dask.kernels.stored import as_stored, widen
 
 Chunk = npt.NDArray[np.floating]
 
@@ -62,12 +62,12 @@ def _segments(*operands: Any, flags: list[list[str]], dtypes: Any = None) -> Any
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _are_ordinary(values):
+def _are_ordinary(stored, like):
     """Whether every number of a tile is positive, normal and finite."""
     wide_vectors()
-    odd = oddity(values[0])
-    for i in range(tile_size(values)):
-        odd = narrow_or(odd, oddity(values[i]))
+    odd = oddity(widen(stored[0], like[0]))
+    for i in range(tile_size(like)):
+        odd = narrow_or(odd, oddity(widen(stored[i], like[i])))
     return odd >= 0
 
 
@@ -79,18 +79,23 @@ def _fill_tile(x, t, out, log_target):
     # kernel holds either the logarithm or the exponential. The loop of ordinary tiles and the one
     # of all others give the same bits where both apply.
     if log_target is not None:
-        if exact_sum.largest(t) <= (87.0 if t.itemsize == 4 else 708.0):
+        if exact_sum.largest(t, out) <= (87.0 if out.itemsize == 4 else 708.0):
             for i in range(size):
-                out[i] = exp_normal(t[i]) * (t[i] - x[i])
+                target = widen(t[i], out[i])
+                out[i] = exp_normal(target) * (target - widen(x[i], out[i]))
         else:
             for i in range(size):
-                out[i] = exp(t[i]) * (t[i] - x[i])
-    elif _are_ordinary(t):
+                target = widen(t[i], out[i])
+                out[i] = exp(target) * (target - widen(x[i], out[i]))
+    elif _are_ordinary(t, out):
         for i in range(size):
-            out[i] = t[i] * log_normal(t[i]) - t[i] * x[i]
+            target = widen(t[i], out[i])
+            out[i] = target * log_normal(target) - target * widen(x[i], out[i])
     else:
         for i in range(size):
-            out[i] = (abs(t[i]) if t[i] == 0 else t[i] * log(t[i])) - t[i] * x[i]
+            target = widen(t[i], out[i])
+            entropy = abs(target) if target == 0 else target * log(target)
+            out[i] = entropy - target * widen(x[i], out[i])
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -98,38 +103,36 @@ def _clear_absent(x, t, out, absent):
     """Set the terms to 0 where the target is `absent`, unless the input is NaN."""
     wide_vectors()
     for i in range(tile_size(out)):
-        out[i] = 0 if (t[i] == absent) & (x[i] == x[i]) else out[i]
+        is_number = widen(x[i], out[i]) == widen(x[i], out[i])
+        out[i] = 0 if is_number & (widen(t[i], out[i]) == absent) else out[i]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _fill(x, t, start, out, log_target, absent, scratch):
+def _fill(x, t, start, out, log_target, absent):
     """Fill a tile with the terms from `start` on."""
     stop = start + tile_size(out)
-    x_tile = load(x[start:stop], scratch[0])
-    t_tile = load(t[start:stop], scratch[1])
-    _fill_tile(x_tile, t_tile, out, log_target)
+    _fill_tile(x[start:stop], t[start:stop], out, log_target)
     if absent == absent:
-        _clear_absent(x_tile, t_tile, out, absent)
+        _clear_absent(x[start:stop], t[start:stop], out, absent)
 
 
-def _fill_segment(x, t, out, log_target, absent, scratch):
-    tile = tile_size(scratch)
+def _fill_segment(x, t, out, log_target, absent):
+    tile = tile_size(out)
     for start in range(0, x.size, tile):
         # The last tile is filled from the end backwards, in part once more.
         first = min(start, x.size - tile)
-        _fill(x, t, first, out[first : first + tile], log_target, absent, scratch)
+        _fill(x, t, first, out[first : first + tile], log_target, absent)
 
 
-def _sum_segment(x, t, state, log_target, absent, scratch, rest):
-    tile = tile_size(scratch)
+def _sum_segment(x, t, state, log_target, absent, terms, rest):
+    tile = tile_size(terms)
     half = tile // 2
-    terms = scratch[2]
     for start in range(0, x.size, tile):
         # The last tile ends at the end; what it has in common with the one before counts once.
         first = min(start, x.size - tile)
         prefetch(x, first + tile, half)
         prefetch(t, first + tile, half)
-        _fill(x, t, first, terms, log_target, absent, scratch)
+        _fill(x, t, first, terms, log_target, absent)
         terms[: start - first] = 0
         prefetch(x, first + tile + half, half)
         prefetch(t, first + tile + half, half)
@@ -139,13 +142,13 @@ def _sum_segment(x, t, state, log_target, absent, scratch, rest):
     exact_sum.carry_compiled(state)
 
 
-def _kernel(function: Kernel, x: Chunk, t: Chunk, out: numba.types.Type, term: Term) -> Kernel:
+def _kernel(function: Kernel, x: Chunk, t: Chunk, term: Term) -> Kernel:
     """Compile `_fill_segment` or `_sum_segment` for stored arrays and a kind of term.
 
     Both take `x` and `t`, contiguous 1-d segments of stored numbers, at least a tile; `out`, as
-    long, or the state of an exact sum; `log_target`, True or None; `absent`, the target whose terms
-    are 0, or NaN for none; and three tiles of the computation type as `scratch`. `_sum_segment`
-    takes one more tile of float64.
+    long, or the state of an exact sum; `log_target`, True or None; and `absent`, the target whose
+    terms are 0, or NaN for none. `_sum_segment` takes two tiles more to work in, one of the
+    computation type and one of float64.
     """
     work = numba.from_dtype(term.compute_dtype)
     segments = [
@@ -153,10 +156,10 @@ def _kernel(function: Kernel, x: Chunk, t: Chunk, out: numba.types.Type, term: T
         for a in (x, t)
     ]
     log_target = numba.types.boolean if term.log_target else numba.types.none
-    signature = (*segments, out, log_target, work, work[:, ::1])
-    if function is _sum_segment:
-        signature += (numba.float64[::1],)
-    return compiled(function, signature)
+    if function is _fill_segment:
+        return compiled(function, (*segments, work[::1], log_target, work))
+    tiles = (work[::1], numba.float64[::1])
+    return compiled(function, (*segments, numba.int64[::1], log_target, work, *tiles))
 
 
 def _padded(segment: Chunk, tile: int) -> Chunk:
@@ -181,21 +184,19 @@ def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: T
         What a term is.
     """
     x, t = as_stored(input), as_stored(target)
-    kernel = _kernel(_sum_segment, x, t, numba.int64[::1], term)
+    kernel = _kernel(_sum_segment, x, t, term)
     tile = tile_length(term.compute_dtype)
-    scratch = np.empty((3, tile), term.compute_dtype)
-    rest = np.empty(tile)
+    terms, rest = np.empty(tile, term.compute_dtype), np.empty(tile)
     for segments in _segments(x, t, flags=[["readonly"]] * 2):
         padded = [_padded(segment, tile) for segment in segments]
-        kernel(*padded, state, term.log_target or None, term.absent, scratch, rest)
+        kernel(*padded, state, term.log_target or None, term.absent, terms, rest)
 
 
 def block_terms(input: Chunk, target: Chunk, term: Term) -> Chunk:
     """Return the terms of a pair of chunks, computed as for a sum and rounded once."""
     x, t = as_stored(input), as_stored(target)
-    kernel = _kernel(_fill_segment, x, t, numba.from_dtype(term.compute_dtype)[::1], term)
+    kernel = _kernel(_fill_segment, x, t, term)
     tile = tile_length(term.compute_dtype)
-    scratch = np.empty((3, tile), term.compute_dtype)
     order: Any = "F" if np.isfortran(input) and np.isfortran(target) else "C"
     out = np.empty(np.broadcast_shapes(input.shape, target.shape), term.dtype, order)
     iterator = _segments(
@@ -208,7 +209,7 @@ def block_terms(input: Chunk, target: Chunk, term: Term) -> Chunk:
     with np.errstate(over="ignore", under="ignore"), iterator:
         for *segments, terms in iterator:
             padded = [_padded(segment, tile) for segment in (*segments, terms)]
-            kernel(*padded, term.log_target or None, term.absent, scratch)
+            kernel(*padded, term.log_target or None, term.absent)
             if padded[-1] is not terms:
                 terms[...] = padded[-1][: terms.size]
     return out[()]

@@ -1,4 +1,4 @@
-"""Bring stored numbers to the type they are computed in, tile by tile."""
+"""Numbers as they are stored, and how compiled loops widen them to the type of computation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
-
-from kldiv_dask.kernels.machine import tile_size, wide_vectors
+from numba.extending import intrinsic
 
 _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
@@ -79,7 +77,7 @@ def _bfloat16(builder: Any, pattern: Any) -> Any:
 
 @intrinsic
 def widen(context: Any, stored: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
-    """Return a stored number in the type of `like`."""
+    """Return a stored number in the type of `like`, which is at least as wide."""
     decode = {types.uint16: _float16, types.int16: _bfloat16}.get(stored)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -88,24 +86,3 @@ def widen(context: Any, stored: Any, like: Any) -> tuple[Any, Callable[..., Any]
         return context.cast(builder, decode(builder, args[0]), types.float32, like)
 
     return like(stored, like), build
-
-
-def load(stored, buffer):
-    """Return a stored tile in the type of `buffer`: in `buffer`, unless it is so already.
-
-    Only compiled loops can call this.
-    """
-
-
-@overload(load)
-def _load(stored, buffer):
-    if stored.dtype == buffer.dtype:
-        return lambda stored, buffer: stored
-
-    def copy(stored, buffer):
-        wide_vectors()
-        for i in range(tile_size(buffer)):
-            buffer[i] = widen(stored[i], buffer[i])
-        return buffer
-
-    return copy
