@@ -1,7 +1,11 @@
 """Exact, reproducible KL divergence over Dask arrays."""
 
-from kldiv_dask.functional import KLDivLoss, KLDivSummary, kl_div, kl_div_summary
-from kldiv_dask.storage import ChunkReadError, open_array, open_pair
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kldiv_dask.functional import KLDivLoss, KLDivSummary, kl_div, kl_div_summary
+    from kldiv_dask.storage import ChunkReadError, open_array, open_pair
 
 __all__ = [
     "ChunkReadError",
@@ -12,3 +16,18 @@ __all__ = [
     "open_array",
     "open_pair",
 ]
+
+_STORAGE = {"ChunkReadError", "open_array", "open_pair"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use (PEP 562): every `dask` command imports this package on account of
+    # `dask kldiv`, and dask.array and Numba take half a second.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "kldiv_dask.storage" if name in _STORAGE else "kldiv_dask.functional"
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

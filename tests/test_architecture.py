@@ -35,7 +35,7 @@ HOUSE = {
     "align": Room("", "dask numpy"),
     "partial": Room("kernels", "numpy"),
     "kernels": Room("", "numpy numba llvmlite"),
-    "options": Room("", "numpy"),
+    "options": Room("", "numpy", on_use="ml_dtypes"),
     "storage": Room("", "dask numpy", on_use="fsspec ml_dtypes zarr"),
 }
 

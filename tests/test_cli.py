@@ -140,7 +140,7 @@ def test_the_other_dask_commands_are_as_they_were(pair):
         {"reduction": "sum", "chunks": "auto"},
         {"reduction": "batchmean", "chunks": "7,-1"},
         {"reduction": "sum", "dtype": "float32", "chunks": "1 kB"},
-        {"reduction": "mean", "dtype": "float16"},
+        {"reduction": "mean", "dtype": "bfloat16"},
         {"reduction": "sum", "log_target": True},
         {"reduction": "batchmean", "input_key": "deep/x", "target_key": "t"},
     ],
