@@ -72,9 +72,11 @@ def connect(
         if scheduler is None:
             with _held_signals():
                 cluster = stack.enter_context(_local_cluster(workers, threads))
-            yield stack.enter_context(Client(cluster))
+            yield stack.enter_context(Client(cluster, set_as_default=False))
         else:
-            client = stack.enter_context(Client(scheduler, timeout=CONNECT_TIMEOUT))
+            # As a default, a client that can't connect would stay so, and computations would hang.
+            client = Client(scheduler, timeout=CONNECT_TIMEOUT, set_as_default=False)
+            stack.enter_context(client)
             _check_imports(client)
             yield client
 

@@ -85,7 +85,10 @@ def error(
 ) -> mpf:
     """Largest relative error that the polynomial alone causes in the result."""
     samples = ((x, *function(x)) for x in nodes(low, high, 2000))
-    return max(abs(w * (mp.polyval(coefficients[::-1], x) - y)) for x, y, w in samples)
+    return max(
+        abs(w * (mp.fsum(c * x**power for power, c in enumerate(coefficients)) - y))
+        for x, y, w in samples
+    )
 
 
 def literal(value: mpf) -> str:
