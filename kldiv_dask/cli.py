@@ -197,7 +197,7 @@ def _run(client: "Client", lazy: "KLDivSummary") -> "KLDivSummary":
     futures = client.compute(list(lazy))
     if sys.stderr.isatty():
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with client.as_current(), contextlib.redirect_stdout(sys.stderr):
                 progress(futures, notebook=False)
         finally:  # the bar clears its line only where it comes to its end
             click.echo("\r\33[2K", nl=False, err=True)
