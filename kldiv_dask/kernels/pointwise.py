@@ -11,7 +11,7 @@ from kldiv_dask.kernels.bits import narrow_or, oddity
 from kldiv_dask.kernels.compiled import Kernel, compiled
 from kldiv_dask.kernels.elementary import exp, exp_normal, log, log_normal
 from kldiv_dask.kernels.machine import prefetch, tile_length, tile_size, wide_vectors
-from kldiv_dask.kernels.stored import as_stored, widen
+from kldiv_dask.kernels.stored import as_stored, narrow, widen
 
 Chunk = npt.NDArray[np.floating]
 
@@ -43,7 +43,7 @@ class Term(NamedTuple):
         return self.compute_dtype.type(zero if self.zero_safe else np.nan)
 
 
-def _segments(*operands: Any, flags: list[list[str]], dtypes: Any = None) -> Any:
+def _segments(*operands: Any, flags: list[list[str]]) -> Any:
     """Iterate over broadcast operands as contiguous, aligned, native 1-d segments.
 
     The order is the one that suits the memory layout, which exact sums allow. Operands that are
@@ -54,9 +54,7 @@ def _segments(*operands: Any, flags: list[list[str]], dtypes: Any = None) -> Any
         operands,
         flags=["external_loop", "buffered", "growinner", "zerosize_ok"],
         op_flags=[[*names, "contig", "aligned", "nbo"] for names in flags],
-        op_dtypes=dtypes,
         order="K",
-        casting="same_kind",
         buffersize=BUFFER,
     )
 
@@ -108,6 +106,13 @@ def _clear_absent(x, t, out, absent):
 
 
 @numba.njit(nogil=True, error_model="numpy")
+def _store(terms, out):
+    wide_vectors()
+    for i in range(tile_size(terms)):
+        out[i] = narrow(terms[i], out[i])
+
+
+@numba.njit(nogil=True, error_model="numpy")
 def _fill(x, t, start, out, log_target, absent):
     """Fill a tile with the terms from `start` on."""
     stop = start + tile_size(out)
@@ -116,12 +121,13 @@ def _fill(x, t, start, out, log_target, absent):
         _clear_absent(x[start:stop], t[start:stop], out, absent)
 
 
-def _fill_segment(x, t, out, log_target, absent):
-    tile = tile_size(out)
+def _fill_segment(x, t, out, log_target, absent, terms):
+    tile = tile_size(terms)
     for start in range(0, x.size, tile):
         # The last tile is filled from the end backwards, in part once more.
         first = min(start, x.size - tile)
-        _fill(x, t, first, out[first : first + tile], log_target, absent)
+        _fill(x, t, first, terms, log_target, absent)
+        _store(terms, out[first : first + tile])
 
 
 def _sum_segment(x, t, state, log_target, absent, terms, rest):
@@ -142,24 +148,26 @@ def _sum_segment(x, t, state, log_target, absent, terms, rest):
     exact_sum.carry_compiled(state)
 
 
-def _kernel(function: Kernel, x: Chunk, t: Chunk, term: Term) -> Kernel:
+def _kernel(function: Kernel, x: Chunk, t: Chunk, out: Any, term: Term) -> Kernel:
     """Compile `_fill_segment` or `_sum_segment` for stored arrays and a kind of term.
 
     Both take `x` and `t`, contiguous 1-d segments of stored numbers, at least a tile; `out`, as
-    long, or the state of an exact sum; `log_target`, True or None; and `absent`, the target whose
-    terms are 0, or NaN for none. `_sum_segment` takes two tiles more to work in, one of the
-    computation type and one of float64.
+    long, or the state of an exact sum; `log_target`, True or None; `absent`, the target whose terms
+    are 0, or NaN for none; and a tile of the computation type to work in. `_sum_segment` takes one
+    more tile of float64.
     """
     work = numba.from_dtype(term.compute_dtype)
-    segments = [
-        numba.types.Array(numba.from_dtype(a.dtype.newbyteorder("=")), 1, "C", readonly=True)
-        for a in (x, t)
-    ]
+    segments = [numba.types.Array(_stored_type(a), 1, "C", readonly=True) for a in (x, t)]
     log_target = numba.types.boolean if term.log_target else numba.types.none
     if function is _fill_segment:
-        return compiled(function, (*segments, work[::1], log_target, work))
-    tiles = (work[::1], numba.float64[::1])
-    return compiled(function, (*segments, numba.int64[::1], log_target, work, *tiles))
+        signature = (*segments, _stored_type(out)[::1], log_target, work, work[::1])
+    else:
+        signature = (*segments, numba.int64[::1], log_target, work, work[::1], numba.float64[::1])
+    return compiled(function, signature)
+
+
+def _stored_type(array: Chunk) -> Any:
+    return numba.from_dtype(array.dtype.newbyteorder("="))
 
 
 def _padded(segment: Chunk, tile: int) -> Chunk:
@@ -184,7 +192,7 @@ def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: T
         What a term is.
     """
     x, t = as_stored(input), as_stored(target)
-    kernel = _kernel(_sum_segment, x, t, term)
+    kernel = _kernel(_sum_segment, x, t, state, term)
     tile = tile_length(term.compute_dtype)
     terms, rest = np.empty(tile, term.compute_dtype), np.empty(tile)
     for segments in _segments(x, t, flags=[["readonly"]] * 2):
@@ -194,22 +202,16 @@ def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: T
 
 def block_terms(input: Chunk, target: Chunk, term: Term) -> Chunk:
     """Return the terms of a pair of chunks, computed as for a sum and rounded once."""
-    x, t = as_stored(input), as_stored(target)
-    kernel = _kernel(_fill_segment, x, t, term)
-    tile = tile_length(term.compute_dtype)
     order: Any = "F" if np.isfortran(input) and np.isfortran(target) else "C"
     out = np.empty(np.broadcast_shapes(input.shape, target.shape), term.dtype, order)
-    iterator = _segments(
-        x,
-        t,
-        out,
-        flags=[["readonly"], ["readonly"], ["writeonly"]],
-        dtypes=[None, None, term.compute_dtype],
-    )
-    with np.errstate(over="ignore", under="ignore"), iterator:
-        for *segments, terms in iterator:
-            padded = [_padded(segment, tile) for segment in (*segments, terms)]
-            kernel(*padded, term.log_target or None, term.absent)
-            if padded[-1] is not terms:
-                terms[...] = padded[-1][: terms.size]
+    operands = as_stored(input), as_stored(target), as_stored(out)
+    kernel = _kernel(_fill_segment, *operands, term)
+    tile = tile_length(term.compute_dtype)
+    work = np.empty(tile, term.compute_dtype)
+    with _segments(*operands, flags=[["readonly"], ["readonly"], ["writeonly"]]) as iterator:
+        for segments in iterator:
+            padded = [_padded(segment, tile) for segment in segments]
+            kernel(*padded, term.log_target or None, term.absent, work)
+            if padded[-1] is not segments[-1]:
+                segments[-1][...] = padded[-1][: segments[-1].size]
     return out[()]

@@ -1,4 +1,4 @@
-"""Numbers as they are stored, and how compiled loops widen them to the type of computation."""
+"""Numbers as they are stored, and how compiled loops widen and narrow them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _converts_float16() -> bool:
-    """Whether the processor that code is compiled for has instructions that decode float16."""
+    """Whether the processor that code is compiled for has instructions that convert float16."""
     named = numba.config.CPU_NAME or numba.config.CPU_FEATURES
     features = {} if named else llvmlite.binding.get_host_cpu_features()
     return bool(features.get("f16c"))
@@ -86,3 +86,57 @@ def widen(context: Any, stored: Any, like: Any) -> tuple[Any, Callable[..., Any]
         return context.cast(builder, decode(builder, args[0]), types.float32, like)
 
     return like(stored, like), build
+
+
+def _to_float16(builder: Any, number: Any) -> Any:
+    """Round float32 to IEEE 754 binary16, ties to even."""
+    if _converts_float16():
+        return builder.bitcast(builder.fptrunc(number, ir.HalfType()), _INT16)
+    return _to_float16_by_integers(builder, number)
+
+
+def _to_float16_by_integers(builder: Any, number: Any) -> Any:
+    word = builder.bitcast(number, _INT32)
+    magnitude = builder.and_(word, _INT32(0x7FFFFFFF))
+    normal = _rounded_off(builder, builder.sub(magnitude, _INT32((127 - 15) << 23)), 13)
+    # Beside 0.5, the last place of a float32 is the unit of subnormals, 2**-24.
+    half = builder.bitcast(_INT32(126 << 23), _FLOAT)
+    beside_half = builder.fadd(builder.bitcast(magnitude, _FLOAT), half)
+    subnormal = builder.sub(builder.bitcast(beside_half, _INT32), _INT32(126 << 23))
+
+    def below(limit: int) -> Any:
+        return builder.icmp_unsigned("<", magnitude, _INT32(limit))
+
+    finite = builder.select(below((127 - 14) << 23), subnormal, normal)
+    # 65520 is half way from the largest number to the next, which there is not.
+    infinite_or_nan = builder.select(below((0xFF << 23) + 1), _INT32(0x7C00), _INT32(0x7E00))
+    rounded = builder.select(below(0x477FF000), finite, infinite_or_nan)
+    sign = builder.and_(builder.lshr(word, _INT32(16)), _INT32(0x8000))
+    return builder.trunc(builder.or_(rounded, sign), _INT16)
+
+
+def _to_bfloat16(builder: Any, number: Any) -> Any:
+    """Round float32 to bfloat16, ties to even."""
+    word = builder.bitcast(number, _INT32)
+    magnitude = builder.and_(word, _INT32(0x7FFFFFFF))
+    is_nan = builder.icmp_unsigned(">", magnitude, _INT32(0xFF << 23))
+    quiet = builder.or_(builder.lshr(word, _INT32(16)), _INT32(0x40))
+    return builder.trunc(builder.select(is_nan, quiet, _rounded_off(builder, word, 16)), _INT16)
+
+
+def _rounded_off(builder: Any, word: Any, bits: int) -> Any:
+    """Shift an integer right by some bits, rounding to nearest, ties to even."""
+    odd = builder.and_(builder.lshr(word, _INT32(bits)), _INT32(1))
+    nudged = builder.add(builder.add(word, _INT32((1 << (bits - 1)) - 1)), odd)
+    return builder.lshr(nudged, _INT32(bits))
+
+
+@intrinsic
+def narrow(context: Any, number: Any, stored: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return a number as it is stored in the type of `stored`."""
+    encode = {types.uint16: _to_float16, types.int16: _to_bfloat16}.get(stored)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return encode(builder, args[0]) if encode else args[0]
+
+    return stored(number, stored), build
