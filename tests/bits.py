@@ -6,11 +6,12 @@ import dask.array as da
 import numpy as np
 
 from kldiv_dask import kl_div
-from tests import reference
+from tests import cases, reference
 from tests.cases import (
     Array,
     Chunks,
     Shape,
+    dtype_of,
     log_probabilities,
     narrow,
     operand_chunks,
@@ -18,16 +19,18 @@ from tests.cases import (
     special_values,
 )
 
+FLOATS = (*cases.FLOATS, "bfloat16")
 REDUCED = ("sum", "mean", "batchmean")
 SORTS = ("usual", "wide", "cancelling", "subnormal", "infinite", "masked", "special")
 
 
 def operands(
-    sort: str, shapes: tuple[Shape, Shape], dtype: str, log_target: bool
+    sort: str, shapes: tuple[Shape, Shape], name: str, log_target: bool
 ) -> tuple[Array, Array]:
-    """An (input, target) pair of one of `SORTS`."""
+    """An (input, target) pair of one of `SORTS`, of the type of that name."""
     rng = np.random.default_rng(SORTS.index(sort))
-    info = np.finfo(dtype)
+    dtype = dtype_of(name)
+    info = reference.finfo(dtype)
     x = log_probabilities(rng, shapes[0], dtype)
     t = (log_probabilities if log_target else probabilities)(rng, shapes[1], dtype)
     certain = np.full_like(t, 0.0 if log_target else 1.0)  # the terms are -x, exactly
@@ -44,8 +47,9 @@ def operands(
             values = np.concatenate([half, -half, np.zeros(x.size % 2, dtype)])
             x, t = rng.permutation(values).reshape(x.shape), certain
         case "subnormal":
-            multiples = rng.integers(-1000, 1000, x.shape)
-            x, t = np.asarray(multiples * info.smallest_subnormal, dtype), certain
+            most = min(2 ** int(info.nmant), 1000)
+            multiples = rng.integers(1 - most, most, x.shape)
+            x, t = np.asarray(multiples * float(info.smallest_subnormal), dtype), certain
         case "infinite":
             x = np.where(rng.random(x.shape) < 0.2, -np.inf, x).astype(dtype)
         case "masked":
@@ -73,6 +77,7 @@ def terms_of(x: Array, t: Array, **options: Any) -> Array:
 def expected(terms: Array, x: Array, dtype: Any) -> dict[str, np.generic]:
     """The exact reductions of the terms, rounded once."""
     total = reference.exact_sum(terms)
+    dtype = dtype_of(dtype) if isinstance(dtype, str) else dtype
     divisors = 1, total.count, x.shape[0] if x.ndim else 1
     return {r: reference.quotient(total, d, dtype) for r, d in zip(REDUCED, divisors, strict=True)}
 

@@ -317,6 +317,10 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
     return log, log_normal
 
 
+# `exp_normal` is `exp` for arguments of at most this magnitude: ln 2^-126 is -87.3, and ln 2^-1022
+# is -708.4.
+EXP_NORMAL_F32, EXP_NORMAL_F64 = 87.0, 708.0
+
 exp_f32, exp_normal_f32 = _exponentials(np.float32, fma_f32, FLOAT32)
 exp_f64, exp_normal_f64 = _exponentials(np.float64, fma_f64, FLOAT64)
 log_f32, log_normal_f32 = _logarithms(np.float32, fma_f32, FLOAT32)

@@ -98,14 +98,17 @@ def largest(stored, like):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _smallest(values):
-    """Return the smallest magnitude but zero in a tile as float64."""
+def _range(terms):
+    """Return the largest magnitude in a tile and the smallest but zero, as float64."""
     wide_vectors()
-    least = nonzero_bits(values[0])
-    for i in range(tile_size(values)):
-        bits = nonzero_bits(values[i])
-        least = bits if bits < least else least
-    return from_nonzero(least, values[0])
+    most = magnitude_bits(terms[0])
+    least = nonzero_bits(terms[0])
+    for i in range(tile_size(terms)):
+        bits = magnitude_bits(terms[i])
+        most = bits if bits > most else most
+        nonzero = nonzero_bits(terms[i])
+        least = nonzero if nonzero < least else least
+    return from_magnitude(most, terms[0]), from_nonzero(least, terms[0])
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -179,7 +182,7 @@ def add_tile(state, terms, rest):
         Scratch space.
     """
     size = tile_size(terms)
-    most = largest(terms, terms)
+    most, least = _range(terms)
     # Beyond this the grids would overflow. NaN compares false.
     if not most < 2.0**1021:
         for i in range(size):
@@ -189,7 +192,7 @@ def add_tile(state, terms, rest):
     coarse = (float64_bits(most) >> 52) + 2
     fine = max(coarse - 51, 0)
     # Terms are multiples of the last place of the smallest, the last but 29 of float64 in float32.
-    last_place = (float64_bits(_smallest(terms)) >> 52) - 1 + (29 if terms.itemsize == 4 else 0)
+    last_place = (float64_bits(least) >> 52) - 1 + (29 if terms.itemsize == 4 else 0)
     if last_place >= fine:
         _split_whole(terms, coarse, fine, state)
         return

@@ -9,7 +9,14 @@ import numpy.typing as npt
 from kldiv_dask.kernels import exact_sum
 from kldiv_dask.kernels.bits import narrow_or, oddity
 from kldiv_dask.kernels.compiled import Kernel, compiled
-from kldiv_dask.kernels.elementary import exp, exp_normal, log, log_normal
+from kldiv_dask.kernels.elementary import (
+    EXP_NORMAL_F32,
+    EXP_NORMAL_F64,
+    exp,
+    exp_normal,
+    log,
+    log_normal,
+)
 from kldiv_dask.kernels.machine import prefetch, tile_length, tile_size, wide_vectors
 from kldiv_dask.kernels.stored import as_stored, narrow, widen
 
@@ -77,7 +84,7 @@ def _fill_tile(x, t, out, log_target):
     # kernel holds either the logarithm or the exponential. The loop of ordinary tiles and the one
     # of all others give the same bits where both apply.
     if log_target is not None:
-        if exact_sum.largest(t, out) <= (87.0 if out.itemsize == 4 else 708.0):
+        if exact_sum.largest(t, out) <= (EXP_NORMAL_F32 if out.itemsize == 4 else EXP_NORMAL_F64):
             for i in range(size):
                 target = widen(t[i], out[i])
                 out[i] = exp_normal(target) * (target - widen(x[i], out[i]))

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,11 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Run = Callable[[], Any]
+
+
+def counted(threads: int) -> str:
+    """Write how many threads there are."""
+    return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def _move_threads(cpus: set[int]) -> None:
@@ -47,10 +51,10 @@ class Times:
 
     def __init__(self, runs: Mapping[str, Run], rounds: int) -> None:
         """Time runs that take turns, in an order that is drawn anew for each round."""
-        order = random.Random(0)
+        rng = np.random.default_rng(0)
         self.seconds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
-            for name in order.sample(list(runs), len(runs)):
+            for name in rng.permutation(list(runs)):
                 start = time.perf_counter()
                 result = runs[name]()
                 self.seconds[name].append(time.perf_counter() - start)
