@@ -95,6 +95,22 @@ def test_a_tile_is_as_good_as_its_elements(values: list[float], dtype: Any) -> N
     assert np.array_equal(state, partial_of(terms.tolist()))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("top", [100, -20])
+def test_a_tile_is_exact_at_every_distance(dtype: Any, top: int) -> None:
+    """The smallest term ends in a one, and goes from above the last place of the grids to below."""
+    one_more = 1 + np.finfo(dtype).eps
+    for distance in range(110):
+        terms = np.zeros(tile_length(np.dtype(dtype)), dtype)
+        terms[:2] = dtype(2.0**top), np.ldexp(one_more, top - distance)
+        assert terms[1] > 0
+        state = partial.zero()
+        exact_sum.add_tile(state, terms, np.empty(terms.size))
+        exact_sum.carry(state)
+        state[partial.NUMEL] = terms.size
+        assert np.array_equal(state, partial_of(terms.tolist())), distance
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=20))
 def test_what_cancels_leaves_nothing(values: list[float]) -> None:

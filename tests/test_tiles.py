@@ -233,3 +233,16 @@ def test_dtype_casts_both_operands(dtype: str, stored: str, log_target: bool) ->
     pair = (da.from_array(a[:900], 400) for a in (x, t))
     total = kl_div(*pair, reduction="sum", log_target=log_target, dtype=dtype)
     assert_same_bits(total.compute(scheduler="synchronous"), expected(every[:900], x, dtype)["sum"])
+
+
+@pytest.mark.parametrize(("dtype", "log_target"), TYPES)
+def test_a_zero_target_hides_an_infinite_input_but_not_a_nan(dtype: str, log_target: bool) -> None:
+    x, t = special_grid(dtype_of(dtype))
+    found = terms(x, t, log_target=log_target, zero_safe=True)
+    absent = t == (-np.inf if log_target else 0)
+    assert (absent & np.isnan(x)).any()
+    assert (absent & np.isinf(x)).any()
+    assert np.isnan(found[absent & np.isnan(x)]).all()
+    assert (found[absent & ~np.isnan(x)] == 0).all()
+    plain = terms(x, t, log_target=log_target)
+    assert found[~absent].tobytes() == plain[~absent].tobytes()
