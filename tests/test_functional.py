@@ -180,6 +180,16 @@ def test_legacy_flags(size_average: bool | None, reduce: bool | None, reduction:
             assert_same_bits(loss(X, T).compute(), results[kind])
 
 
+def test_terms_are_divided_before_they_are_rounded() -> None:
+    x, t = X.astype(np.float16), T.astype(np.float16)
+    with pytest.warns(UserWarning, match="deprecated"):
+        got = kl_div(x, t, reduce=False, reduction="batchmean")
+    wanted = terms_of(x, t) / len(x)
+    assert_same_bits(got.compute(), wanted.astype(np.float16))
+    twice = terms_of(x, t).astype(np.float16) / np.float16(len(x))
+    assert (got.compute() != twice).any()
+
+
 def test_a_scalar_input_has_no_batch_to_divide_by() -> None:
     for reduce, result in ((False, "none"), (True, "mean")):
         with pytest.warns(UserWarning, match="deprecated"):

@@ -42,18 +42,28 @@ def terms(x: Array, t: Array, chunks: Any = -1, **options: Any) -> Array:
 
 
 def every_sort_of_pair(name: str, log_target: bool) -> tuple[Array, Array]:
-    """Ordinary pairs, then every pair of special values, and special values among ordinary ones."""
+    """Ordinary pairs, special ones, special among ordinary, and targets of every magnitude.
+
+    Those of log targets are also drawn around where the exponential starts to leave the range.
+    """
     rng = np.random.default_rng(8)
     dtype = dtype_of(name)
+    info = reference.finfo(dtype)
     ordinary = (
         log_probabilities(rng, (900,), dtype),
         (log_probabilities if log_target else probabilities)(rng, (900,), dtype),
     )
     values = special_values(dtype)
     among = [np.where(rng.random(600) < 0.05, rng.choice(values, 600), a[:600]) for a in ordinary]
-    x, t = (
-        np.concatenate(parts) for parts in zip(ordinary, special_grid(dtype), among, strict=True)
-    )
+    lowest = int(info.minexp) - int(info.nmant)
+    sizes = np.exp2(rng.uniform(lowest, int(info.maxexp), 200))
+    if log_target:
+        limits = np.repeat([88.0, 103.0, 709.0, 745.0], 100)
+        sizes = np.concatenate([sizes, rng.uniform(limits - 3, limits + 3)])
+        sizes *= rng.choice([-1, 1], sizes.size)
+    magnitudes = log_probabilities(rng, sizes.shape, dtype), narrow(sizes, dtype)
+    parts = zip(ordinary, special_grid(dtype), among, magnitudes, strict=True)
+    x, t = map(np.concatenate, parts)
     return x, t
 
 
