@@ -27,6 +27,12 @@ class Pair(NamedTuple):
     chunks: Chunks
     matching: tuple[int, ...]
 
+    @property
+    def copies(self) -> int:
+        """How many blocks hold each row of `input`: those side by side in one row of blocks."""
+        blocks = math.prod(map(len, self.chunks))
+        return blocks // self.input.numblocks[0] if self.input.ndim else blocks
+
 
 def as_dask(input: Any, target: Any) -> tuple[da.Array, da.Array]:
     """Turn the operands into Dask arrays; one that is not yet takes the other's chunks."""

@@ -1,9 +1,8 @@
-"""The public functions: torch's contract, and a few lines of orchestration."""
+"""torch's `kl_div` and `KLDivLoss`."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
@@ -120,14 +119,14 @@ def _kl_div(
     *,
     stacklevel: int,
 ) -> da.Array:
-    pair, term = _prepare(input, target, log_target, dtype, zero_safe, stacklevel=stacklevel + 1)
+    pair, term = prepare(input, target, log_target, dtype, zero_safe, stacklevel=stacklevel + 1)
     if reduction.kind == "none":
         return _elementwise(pair, term, reduction)
-    merged = graph.merged_partial(pair, term, split_every)
-    return graph.value(merged, pair, reduction, term.dtype)
+    merged = graph.merged(graph.partials(pair, term), split_every)
+    return graph.value(merged, reduction, pair.copies, term.dtype)
 
 
-def _prepare(
+def prepare(
     input: Any,
     target: Any,
     log_target: bool,
@@ -136,6 +135,7 @@ def _prepare(
     *,
     stacklevel: int,
 ) -> tuple[Pair, Term]:
+    """Resolve the operands and options that say what the terms are."""
     input, target = as_dask(input, target)
     resolved = resolve_dtype(input, target, dtype)
     pair = align(input, target, resolved, stacklevel=stacklevel + 1)
@@ -152,100 +152,6 @@ def _elementwise(pair: Pair, term: Term, reduction: Reduction) -> da.Array:
         )
     wide = term._replace(dtype=term.compute_dtype)
     return (graph.terms(pair, wide) / int(batch_size)).astype(term.dtype)
-
-
-class KLDivSummary(NamedTuple):
-    """Every reduction of one pair of arrays, and what was counted on the way.
-
-    As `kl_div_summary` returns it, each field is a lazy 0-d Dask array; `compute` turns all of them
-    into numbers in one pass.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from kldiv_dask import kl_div_summary
-    >>> summary = kl_div_summary(np.log([[0.5, 0.5]]), np.array([[0.5, 0.5]])).compute()
-    >>> float(summary.sum), int(summary.numel), int(summary.batch_size)
-    (0.0, 2, 1)
-    """
-
-    sum: Any
-    """The exact sum of the terms in nats, rounded once."""
-    mean: Any
-    """The sum divided by `numel`, rounded once."""
-    batchmean: Any
-    """The sum divided by `batch_size`, rounded once."""
-    numel: Any
-    """The number of elements of the broadcast result."""
-    batch_size: Any
-    """``input.shape[0]``, or 1 where `input` is 0-d."""
-    nan_count: Any
-    """How many terms are NaN."""
-    posinf_count: Any
-    """How many terms are +inf."""
-    neginf_count: Any
-    """How many terms are -inf."""
-
-    def compute(self, **kwargs: Any) -> "KLDivSummary":
-        """Compute all fields from a single read of the data.
-
-        Parameters
-        ----------
-        **kwargs
-            Passed on to `dask.compute`, such as ``scheduler``.
-
-        Returns
-        -------
-        KLDivSummary
-            The same fields as NumPy scalars.
-        """
-        return KLDivSummary(*dask.compute(*self, **kwargs))
-
-
-def kl_div_summary(
-    input: Any,
-    target: Any,
-    *,
-    log_target: bool = False,
-    dtype: npt.DTypeLike | None = None,
-    zero_safe: bool = False,
-    split_every: SplitEvery = None,
-) -> KLDivSummary:
-    """Return every reduction of `kl_div`, and counts of non-finite terms, from one pass.
-
-    Parameters
-    ----------
-    input, target, log_target, dtype, zero_safe, split_every
-        As for `kl_div`.
-
-    Returns
-    -------
-    KLDivSummary
-        Lazy 0-d Dask arrays; sum, mean and batchmean in the result type of `kl_div`, the counts
-        in int64.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As for `kl_div`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from kldiv_dask import kl_div_summary
-    >>> summary = kl_div_summary(np.log([0.25, 0.75]), np.array([0.5, 0.5]))
-    >>> round(float(summary.sum), 6)
-    0.143841
-    >>> kl_div_summary(np.array([-np.inf, 0.0]), np.zeros(2)).compute().nan_count
-    np.int64(1)
-    """
-    pair, term = _prepare(input, target, log_target, dtype, zero_safe, stacklevel=2)
-    merged = graph.merged_partial(pair, term, split_every)
-    reductions = (Reduction("sum", False), Reduction("mean", False), Reduction("sum", True))
-    return KLDivSummary(
-        *(graph.value(merged, pair, reduction, term.dtype) for reduction in reductions),
-        *(graph.count(merged, pair, what) for what in ("numel", "rows", "nan", "posinf", "neginf")),
-    )
 
 
 class KLDivLoss:

@@ -1,0 +1,113 @@
+"""All reductions from one read."""
+
+from typing import Any, NamedTuple
+
+import dask
+import numpy.typing as npt
+
+from kldiv_dask import graph
+from kldiv_dask.functional.divergence import SplitEvery, prepare
+from kldiv_dask.options import Reduction
+
+
+class KLDivSummary(NamedTuple):
+    """Every reduction of one pair of arrays, and what was counted on the way.
+
+    As `kl_div_summary` returns it, each field is a lazy 0-d Dask array; `compute` turns all of them
+    into numbers in one pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kldiv_dask import kl_div_summary
+    >>> summary = kl_div_summary(np.log([[0.5, 0.5]]), np.array([[0.5, 0.5]])).compute()
+    >>> float(summary.sum), int(summary.numel), int(summary.batch_size)
+    (0.0, 2, 1)
+    """
+
+    sum: Any
+    """The exact sum of the terms in nats, rounded once."""
+    mean: Any
+    """The sum divided by `numel`, rounded once."""
+    batchmean: Any
+    """The sum divided by `batch_size`, rounded once."""
+    numel: Any
+    """The number of elements of the broadcast result."""
+    batch_size: Any
+    """``input.shape[0]``, or 1 where `input` is 0-d."""
+    nan_count: Any
+    """How many terms are NaN."""
+    posinf_count: Any
+    """How many terms are +inf."""
+    neginf_count: Any
+    """How many terms are -inf."""
+
+    def compute(self, **kwargs: Any) -> "KLDivSummary":
+        """Compute all fields from a single read of the data.
+
+        Parameters
+        ----------
+        **kwargs
+            Passed on to `dask.compute`, such as ``scheduler``.
+
+        Returns
+        -------
+        KLDivSummary
+            The same fields as NumPy scalars.
+        """
+        return KLDivSummary(*dask.compute(*self, **kwargs))
+
+
+def kl_div_summary(
+    input: Any,
+    target: Any,
+    *,
+    log_target: bool = False,
+    dtype: npt.DTypeLike | None = None,
+    zero_safe: bool = False,
+    split_every: SplitEvery = None,
+) -> KLDivSummary:
+    """Return every reduction of `kl_div`, and counts of non-finite terms, from one pass.
+
+    Parameters
+    ----------
+    input, target, log_target, dtype, zero_safe, split_every
+        As for `kl_div`.
+
+    Returns
+    -------
+    KLDivSummary
+        Lazy 0-d Dask arrays; sum, mean and batchmean in the result type of `kl_div`, the counts
+        in int64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `kl_div`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kldiv_dask import kl_div_summary
+    >>> summary = kl_div_summary(np.log([0.25, 0.75]), np.array([0.5, 0.5]))
+    >>> round(float(summary.sum), 6)
+    0.143841
+    >>> kl_div_summary(np.array([-np.inf, 0.0]), np.zeros(2)).compute().nan_count
+    np.int64(1)
+    """
+    pair, term = prepare(input, target, log_target, dtype, zero_safe, stacklevel=2)
+    merged = graph.merged(graph.partials(pair, term), split_every)
+    sum, mean, batchmean = (
+        graph.value(merged, reduction, pair.copies, term.dtype)
+        for reduction in (Reduction("sum", False), Reduction("mean", False), Reduction("sum", True))
+    )
+    return KLDivSummary(
+        sum=sum,
+        mean=mean,
+        batchmean=batchmean,
+        numel=graph.count(merged, "numel"),
+        batch_size=graph.count(merged, "rows", pair.copies),
+        nan_count=graph.count(merged, "nan"),
+        posinf_count=graph.count(merged, "posinf"),
+        neginf_count=graph.count(merged, "neginf"),
+    )

@@ -1,0 +1,16 @@
+"""The names of tasks."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def stage(name: str) -> Callable[[Function], Function]:
+    """Name a function so that Dask names its tasks ``kl-div-<name>``."""
+
+    def rename(function: Function) -> Function:
+        function.__name__ = f"kl-div-{name}"
+        return function
+
+    return rename
