@@ -116,7 +116,7 @@ def test_constants_are_the_derived_ones(dtype):
     form = next(f for f in derivation.FORMATS if f.name == np.dtype(dtype).name.upper())
     source, polynomial_errors = derivation.derive(form)
     assert f"\n{source}\n" in Path(elementary.__file__).read_text()
-    assert all(error * 2**form.precision < 0.07 for error in polynomial_errors.values())
+    assert all(error * 2**form.precision < 0.2 for error in polynomial_errors.values())
 
 
 @by_dtype

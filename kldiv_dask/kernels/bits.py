@@ -63,6 +63,36 @@ def from_magnitude(context: Any, pattern: Any, like: Any) -> tuple[Any, Callable
     return types.float64(pattern, like), build
 
 
+def _ordered(builder: Any, pattern: Any) -> Any:
+    """Invert all bits but the sign of a negative pattern; doing it twice changes nothing."""
+    width = pattern.type.width
+    sign = builder.ashr(pattern, ir.Constant(pattern.type, width - 1))
+    return builder.xor(pattern, builder.lshr(sign, ir.Constant(pattern.type, 1)))
+
+
+@intrinsic
+def ordered_bits(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return a signed integer as wide as `value` that is ordered as numbers are.
+
+    NaN is beyond the infinity of its sign.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _ordered(builder, builder.bitcast(args[0], ir.IntType(value.bitwidth)))
+
+    return types.Integer.from_bitwidth(value.bitwidth)(value), build
+
+
+@intrinsic
+def from_ordered(context: Any, pattern: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return the number, of the type of `like`, that `ordered_bits` was given."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(_ordered(builder, args[0]), context.get_value_type(like))
+
+    return like(pattern, like), build
+
+
 @intrinsic
 def nonzero_bits(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
     """Return one less than `magnitude_bits`, which puts zero above all others."""
@@ -109,3 +139,63 @@ def narrow_or(context: Any, left: Any, right: Any) -> tuple[Any, Callable[..., A
         return builder.or_(*args)
 
     return left(left, left), build
+
+
+def _layout(real: Any) -> tuple[Any, int, int]:
+    """Return the integer as wide as a type, the bits of its fraction and its exponent's bias."""
+    fraction = {32: 23, 64: 52}[real.bitwidth]
+    return ir.IntType(real.bitwidth), fraction, (1 << (real.bitwidth - fraction - 2)) - 1
+
+
+@intrinsic
+def significand_exponent(context: Any, x: Any, start: Any) -> tuple[Any, Callable[..., Any]]:
+    """Split a positive normal x into m * 2^n with start <= m < 2 * start.
+
+    Returns m and 2^fraction + bias + n. The bits of the latter are those of an integer beside a
+    constant: few processors convert a vector of 64-bit integers in one instruction.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer, fraction, bias = _layout(x)
+        bits, low = (builder.bitcast(arg, integer) for arg in args)
+        shifted = builder.add(bits, builder.sub(integer(bias << fraction), low))
+        m = builder.add(builder.and_(shifted, integer((1 << fraction) - 1)), low)
+        exponent = builder.lshr(shifted, integer(fraction))
+        n = builder.or_(exponent, integer((bias + fraction) << fraction))
+        parts = [builder.bitcast(part, args[0].type) for part in (m, n)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(x, 2)(x, x), build
+
+
+@intrinsic
+def scaled(context: Any, y: Any, shifted: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return y * 2^n for every n that exp meets; shifted is 1.5 * 2^fraction + 2 * bias + n.
+
+    Of the two factors, 2^(n // 2) is exact and 2^(n - n // 2) rounds.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer, fraction, bias = _layout(y)
+        value, shifted = args
+        lower = builder.shl(builder.bitcast(shifted, integer), integer(fraction - 1))
+        upper = builder.add(lower, integer(1 << (fraction - 1)))
+        for half in lower, upper:
+            exponent = builder.and_(half, integer((2 * bias + 1) << fraction))
+            value = builder.fmul(value, builder.bitcast(exponent, value.type))
+        return value
+
+    return y(y, y), build
+
+
+@intrinsic
+def scaled_normal(context: Any, y: Any, shifted: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return y * 2^n where that is normal; shifted is 1.5 * 2^fraction + n."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer, fraction, _ = _layout(y)
+        bits, n = (builder.bitcast(arg, integer) for arg in args)
+        scaled = builder.add(bits, builder.shl(n, integer(fraction)))
+        return builder.bitcast(scaled, args[0].type)
+
+    return y(y, y), build

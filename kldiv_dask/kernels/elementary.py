@@ -15,13 +15,15 @@ called from Python too.
 """
 
 import functools
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, typeof, types
 from numba.extending import intrinsic, overload
+
+from kldiv_dask.kernels.bits import scaled, scaled_normal, significand_exponent
 
 Real = Any
 """A scalar of the type that a function is for."""
@@ -51,6 +53,10 @@ FLOAT32 = _constants(
     log="""
         0x1.555586p-1 0x1.995292p-2 0x1.33372cp-2
     """,
+    excess="""
+        0x1p-1 0x1.555556p-3 0x1.55557p-5 0x1.1110c2p-7 0x1.6c024p-10 0x1.a03858p-13 0x1.a901e6p-16
+        0x1.71cd16p-19
+    """,
 )
 
 FLOAT64 = _constants(
@@ -69,6 +75,12 @@ FLOAT64 = _constants(
     log="""
         0x1.55555555555cep-1 0x1.999999996ba88p-2 0x1.24924954197eep-2 0x1.c71c431cefd0dp-3
         0x1.74695428be8d6p-3 0x1.3951ef21b86b7p-3 0x1.322947669afc4p-3
+    """,
+    excess="""
+        0x1.fffffffffffffp-2 0x1.5555555555502p-3 0x1.5555555555783p-5 0x1.111111111a578p-7
+        0x1.6c16c16be65e8p-10 0x1.a01a018d510f5p-13 0x1.a01a01cf86b4fp-16 0x1.71de4a95f51fp-19
+        0x1.27e4e818eecb4p-22 0x1.ae56b3de6d05bp-26 0x1.1ef2ffdea9fafp-29 0x1.669e4a9d82e5ep-33
+        0x1.94f8239e288a1p-37
     """,
 )
 
@@ -91,14 +103,8 @@ fma_f32 = _fused(types.float32)
 fma_f64 = _fused(types.float64)
 
 
-def _layout(real: Any) -> tuple[Any, int, int]:
-    """Return the integer as wide as a type, the bits of its fraction and its exponent's bias."""
-    fraction = {32: 23, 64: 52}[real.bitwidth]
-    return ir.IntType(real.bitwidth), fraction, (1 << (real.bitwidth - fraction - 2)) - 1
-
-
 @intrinsic
-def _polynomial(typingctx: Any, x: Any, coefficients: Any) -> Any:
+def polynomial(typingctx: Any, x: Any, coefficients: Any) -> Any:
     """Sum ``coefficients[i] * x**i``; even and odd powers apart, for half the latency."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -112,60 +118,6 @@ def _polynomial(typingctx: Any, x: Any, coefficients: Any) -> Any:
         return builder.fma(horner(*terms[1::2]), x, horner(*terms[::2]))
 
     return x(x, coefficients), codegen
-
-
-@intrinsic
-def _significand_exponent(typingctx: Any, x: Any, start: Any) -> Any:
-    """Split a positive normal x into m * 2^n with start <= m < 2 * start.
-
-    Returns m and 2^fraction + bias + n. The bits of the latter are those of an integer beside a
-    constant: few processors convert a vector of 64-bit integers in one instruction.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, fraction, bias = _layout(x)
-        bits, low = (builder.bitcast(argument, integer) for argument in arguments)
-        shifted = builder.add(bits, builder.sub(integer(bias << fraction), low))
-        m = builder.add(builder.and_(shifted, integer((1 << fraction) - 1)), low)
-        exponent = builder.lshr(shifted, integer(fraction))
-        n = builder.or_(exponent, integer((bias + fraction) << fraction))
-        parts = [builder.bitcast(part, arguments[0].type) for part in (m, n)]
-        return context.make_tuple(builder, signature.return_type, parts)
-
-    return types.UniTuple(x, 2)(x, x), codegen
-
-
-@intrinsic
-def _scaled(typingctx: Any, y: Any, shifted: Any) -> Any:
-    """Return y * 2^n for every n that exp meets; shifted is 1.5 * 2^fraction + 2 * bias + n.
-
-    Of the two factors, 2^(n // 2) is exact and 2^(n - n // 2) rounds.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, fraction, bias = _layout(y)
-        value, shifted = arguments
-        lower = builder.shl(builder.bitcast(shifted, integer), integer(fraction - 1))
-        upper = builder.add(lower, integer(1 << (fraction - 1)))
-        for half in lower, upper:
-            exponent = builder.and_(half, integer((2 * bias + 1) << fraction))
-            value = builder.fmul(value, builder.bitcast(exponent, value.type))
-        return value
-
-    return y(y, y), codegen
-
-
-@intrinsic
-def _scaled_normal(typingctx: Any, y: Any, shifted: Any) -> Any:
-    """Return y * 2^n where that is normal; shifted is 1.5 * 2^fraction + n."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer, fraction, _ = _layout(y)
-        bits, n = (builder.bitcast(argument, integer) for argument in arguments)
-        scaled = builder.add(bits, builder.shl(n, integer(fraction)))
-        return builder.bitcast(scaled, arguments[0].type)
-
-    return y(y, y), codegen
 
 
 def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
@@ -187,7 +139,7 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
         # 1 + high in two parts, without which the error would reach 0.9 ulp.
         head = one + high
         tail = high - (head - one)
-        rest = fma(r * r, _polynomial(r, coefficients), fma(n, minus_ln2_low, tail))
+        rest = fma(r * r, polynomial(r, coefficients), fma(n, minus_ln2_low, tail))
         return head + rest, shifted
 
     @njit(nogil=True)
@@ -212,7 +164,7 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
         x = highest if x > highest else x
         x = lowest if x < lowest else x
         y, shifted = reduced(x, biased_rounder)
-        return _scaled(y, shifted)
+        return scaled(y, shifted)
 
     @njit(nogil=True)
     def exp_normal(x: Real) -> Real:
@@ -234,7 +186,7 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
         2.718281828459045
         """
         y, shifted = reduced(x, rounder)
-        return _scaled_normal(y, shifted)
+        return scaled_normal(y, shifted)
 
     return exp, exp_normal
 
@@ -254,7 +206,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
     # Numba's check of the divisor would keep the loop from being vectorised.
     @njit(nogil=True, error_model="numpy")
     def logarithm(x: Real, bias: Real) -> Real:
-        m, exponent = _significand_exponent(x, start)
+        m, exponent = significand_exponent(x, start)
         n = exponent - bias
         f = m - one
         # The sum n * ln2_high + f in two parts, exactly.
@@ -265,7 +217,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
         s = f / (f + two)
         square = s * s
         half_f = half * f
-        rest = fma(square, _polynomial(square, coefficients), half_f * f)
+        rest = fma(square, polynomial(square, coefficients), half_f * f)
         return head + fma(-half_f, f, fma(s, rest, fma(n, ln2_low, tail)))
 
     @njit(nogil=True)
@@ -327,24 +279,26 @@ log_f32, log_normal_f32 = _logarithms(np.float32, fma_f32, FLOAT32)
 log_f64, log_normal_f64 = _logarithms(np.float64, fma_f64, FLOAT64)
 
 
-def _by_type(float32: Any, float64: Any) -> Any:
-    """Make one function of the functions of either type."""
+def by_type(float32: Any, float64: Any) -> Any:
+    """Make one function of the functions of either type; the first argument decides."""
     functions = {types.float32: float32, types.float64: float64}
 
     @functools.wraps(float32.py_func)
-    def function(x: Real) -> Real:
+    def function(x: Real, *others: Real) -> Any:
         if typeof(x) not in functions:
             raise TypeError(f"x must be a float32 or float64 scalar, not {typeof(x)}")
-        return functions[typeof(x)](x)
+        return functions[typeof(x)](x, *others)
 
-    @overload(function)
-    def choose(x: Any) -> Any:
+    def choose(x: Any, *others: Any) -> Any:
         return functions[x].py_func if x in functions else None
 
+    # Numba wants the names of the arguments to be those of the function that is chosen.
+    choose.__signature__ = inspect.signature(float32.py_func)  # type: ignore[attr-defined]
+    overload(function)(choose)
     return function
 
 
-exp = _by_type(exp_f32, exp_f64)
-exp_normal = _by_type(exp_normal_f32, exp_normal_f64)
-log = _by_type(log_f32, log_f64)
-log_normal = _by_type(log_normal_f32, log_normal_f64)
+exp = by_type(exp_f32, exp_f64)
+exp_normal = by_type(exp_normal_f32, exp_normal_f64)
+log = by_type(log_f32, log_f64)
+log_normal = by_type(log_normal_f32, log_normal_f64)

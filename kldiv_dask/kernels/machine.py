@@ -75,3 +75,41 @@ def prefetch(array, start, count):
     """
     for index in range(start, start + count, CACHE_LINE // array.itemsize):
         _prefetch(array, index)
+
+
+# Sums that run side by side: enough to hide the latency of additions in 512-bit vectors.
+LANES = 64
+
+
+@intrinsic
+def lane_sum(context: Any, array: Any) -> Built:
+    """Sum a contiguous array in `LANES` interleaved sums, and those in pairs.
+
+    The length must be a multiple of `LANES`. LLVM may not reorder additions of floating-point
+    numbers; here the order is spelled out with a vector type that it maps to whatever registers
+    there are, so the result has the same bits on every processor.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        view = context.make_array(array)(context, builder, args[0])
+        number = context.get_value_type(array.dtype)
+        vector = ir.VectorType(number, LANES)
+        sums = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES))
+        step = context.get_constant(types.intp, LANES)
+        with cgutils.for_range_slice(builder, step.type(0), view.nitems, step) as (index, _):
+            address = builder.bitcast(builder.gep(view.data, [index]), vector.as_pointer())
+            loaded = builder.load(address, align=array.dtype.bitwidth // 8)
+            builder.store(builder.fadd(builder.load(sums), loaded), sums)
+        total, width = builder.load(sums), LANES
+        while width > 1:
+            width //= 2
+            halves = (
+                builder.shuffle_vector(
+                    total, total, ir.Constant(ir.VectorType(ir.IntType(32), width), list(places))
+                )
+                for places in (range(width), range(width, 2 * width))
+            )
+            total = builder.fadd(*halves)
+        return builder.extract_element(total, ir.IntType(32)(0))
+
+    return array.dtype(array), build

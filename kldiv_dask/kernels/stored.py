@@ -26,6 +26,11 @@ def as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.view(pattern.newbyteorder(array.dtype.byteorder))
 
 
+def stored_type(array: npt.NDArray[Any]) -> Any:
+    """Return Numba's type of the elements of an array from `as_stored`, in native byte order."""
+    return numba.from_dtype(array.dtype.newbyteorder("="))
+
+
 def _converts_float16() -> bool:
     """Whether the processor that code is compiled for has instructions that convert float16."""
     named = numba.config.CPU_NAME or numba.config.CPU_FEATURES

@@ -27,9 +27,10 @@ class Format(NamedTuple):
     exponent: int
     exp_terms: int
     log_terms: int
+    excess_terms: int
 
 
-FORMATS = (Format("FLOAT32", 24, 8, 5, 3), Format("FLOAT64", 53, 11, 10, 7))
+FORMATS = (Format("FLOAT32", 24, 8, 5, 3, 8), Format("FLOAT64", 53, 11, 10, 7, 13))
 
 # Powers of two are taken out of the argument of log so that what remains lies in [START, 2 START].
 START = mpf(89) / 128
@@ -52,13 +53,19 @@ def log_remainder(square: mpf) -> tuple[mpf, mpf]:
     return (logarithm - 2 * s) / s**3, s**3 / logarithm
 
 
+def excess(u: mpf) -> tuple[mpf, mpf]:
+    """(e^u - 1 - u) / u^2, and what one unit of it adds to e^u - 1 - u, relatively."""
+    value = (mp.expm1(u) - u) / u**2
+    return value, 1 / value
+
+
 def rounded(value: mpf, precision: int) -> mpf:
     with mp.workprec(precision):
         return +value
 
 
 def nodes(low: mpf, high: mpf, count: int) -> list[mpf]:
-    """Chebyshev nodes; an even count keeps clear of the middle, where exp_remainder is 0 / 0."""
+    """Chebyshev nodes; an even count keeps clear of the middle, where some functions are 0 / 0."""
     angles = (mp.pi * (2 * i + 1) / (2 * count) for i in range(count))
     return [(low + high) / 2 + (high - low) / 2 * mp.cos(angle) for angle in angles]
 
@@ -115,6 +122,7 @@ def derive(form: Format) -> tuple[str, dict[str, mpf]]:
     polynomials = {
         "exp": (exp_remainder, -EXP_RANGE, EXP_RANGE, form.exp_terms),
         "log": (log_remainder, mpf(0), LOG_RANGE, form.log_terms),
+        "excess": (excess, mpf(-1), mpf(1), form.excess_terms),
     }
     lines = [f"{form.name} = _constants(", f"    np.{form.name.lower()},"]
     lines += [f'    {name}="{literal(value)}",' for name, value in numbers.items()]

@@ -1,0 +1,238 @@
+"""The KL divergence of two softmax distributions, straight from their logits.
+
+A position has target logits a and input logits b over some classes. A piece of its classes is
+described by a *state*: the sums W of weights w = exp(a / T) and V of v = exp(b / T), each in a unit
+near the largest; the logarithm r of the ratio of the masses that b and a give to the piece; and the
+divergence D within it. With c close to r, u = (b - a) / T - c and p = w / W,
+
+    D = sum p (exp(u) - 1 - u) - (z - log(1 + z)),  r = c + log(1 + z),  z = sum p (exp(u) - 1).
+
+No summand of D is negative, and z is nearly 0, so nothing cancels: tiny divergences are as accurate
+as large ones. States merge by the chain rule of the divergence (Cover and Thomas, "Elements of
+Information Theory", 2nd ed. 2006, theorem 2.5.3): a piece takes part in the sums above as a class
+does, with its masses as w and v and its r as (b - a) / T, and adds its own D times its share.
+
+c is the logarithm of V / W, so that a far class, |u| >= 1, has p exp(u) = v / V. Differences of
+logits and r are held in two numbers, so that a common offset of a model costs no accuracy.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from kldiv_dask.kernels import classes
+from kldiv_dask.kernels.bits import from_ordered, ordered_bits
+from kldiv_dask.kernels.elementary import EXP_NORMAL_F32, EXP_NORMAL_F64, exp, log
+from kldiv_dask.kernels.machine import LANES, lane_sum, prefetch, wide_vectors
+from kldiv_dask.kernels.stored import widen
+
+# The classes of one state, unless fewer: their numbers, weights and terms stay in the first-level
+# cache. The bits of a result depend on it.
+PIECE = 1024
+
+LN2 = math.log(2)
+
+# What a state holds. A unit is given by its logarithm times T, and `HIGH` + `LOW` is r times T,
+# +inf where a gives the piece no mass.
+UNIT_TARGET, SUM_TARGET, UNIT_INPUT, SUM_INPUT, HIGH, LOW, DIVERGENCE = range(7)
+STATE = 7
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _range(stored, like):
+    """Return the smallest and the largest number as float64; one is NaN where there is a NaN."""
+    wide_vectors()
+    least = most = ordered_bits(widen(stored[0], like[0]))
+    for i in range(like.size):
+        bits = ordered_bits(widen(stored[i], like[i]))
+        most = bits if bits > most else most
+        least = bits if bits < least else least
+    return np.float64(from_ordered(least, like[0])), np.float64(from_ordered(most, like[0]))
+
+
+# Where all logits are finite and no weight is too small, faster loops give the same bits.
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _most_spread(like):
+    """Return how far apart logits over temperature may be for all weights to be normal."""
+    return (EXP_NORMAL_F32 if like.itemsize == 4 else EXP_NORMAL_F64) - 1
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _unit(most, scale, like):
+    """Return what to subtract from logits, and the power of two to divide their exponentials by.
+
+    A float32 that is subtracted can cost 16 ulp of the weights of unlikely classes, a power of two
+    none. There is one for logits that `classes.power` reduces without loss.
+    """
+    if like.itemsize == 4 and abs(most) * scale < 2.0**16:
+        return 0.0, np.rint(most * scale / LN2)
+    # Where all classes are impossible, the weight of each is to be 0.
+    return (most if most > -np.inf else 0.0), 0.0
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _logarithm(unit, most, scale):
+    """Return the logarithm of a unit times the temperature; -inf where all weights are 0."""
+    return unit[0] + unit[1] * LN2 / scale if most > -np.inf else most
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _fill_weights(stored, unit, scale, ordinary, out):
+    wide_vectors()
+    real = out.dtype.type
+    offset, scale, rounder = real(unit[0]), real(scale), classes.rounder(real(unit[1]))
+    lowest = real(unit[1] * LN2 - _most_spread(out))
+    if ordinary:
+        for i in range(out.size):
+            out[i] = classes.power((widen(stored[i], out[i]) - offset) * scale, rounder)
+    else:
+        for i in range(out.size):
+            out[i] = classes.weight((widen(stored[i], out[i]) - offset) * scale, rounder, lowest)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _rounding(b, a, difference):
+    """Return what rounding has taken from b - a: Knuth, TAOCP 2, section 4.2.2, theorem B."""
+    back = difference - b
+    return (b - (difference - back)) - (a + back)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _fill_terms(x, t, w, v, ratio, center, center_low, scale, ordinary):
+    """Put p u in the place of w, and p (exp(u) - 1 - u) in that of v, both times W."""
+    wide_vectors()
+    ratio, scale = w.dtype.type(ratio), w.dtype.type(scale)
+    if ordinary:
+        for i in range(w.size):
+            b, a = widen(x[i], w[i]), widen(t[i], w[i])
+            high = b - a
+            low = _rounding(b, a, high)
+            u = ((high - center) + (low - center_low)) * scale
+            shift = w[i] * u
+            v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
+            w[i] = shift
+    else:
+        for i in range(w.size):
+            b, a = widen(x[i], w[i]), widen(t[i], w[i])
+            high = b - a
+            low = classes.finite(_rounding(b, a, high))
+            u = ((high - center) + (low - center_low)) * scale
+            shift = classes.shift(u, w[i])
+            v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
+            w[i] = shift
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _center(state, scale, like):
+    """Return c times the temperature in two numbers of a type, given the masses of a state."""
+    b, a = state[UNIT_INPUT], state[UNIT_TARGET]
+    high = b - a
+    low = _rounding(b, a, high) + log(state[SUM_INPUT] / state[SUM_TARGET]) / scale
+    center = like.dtype.type(high + low)
+    return center, like.dtype.type((high - np.float64(center)) + low)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _conclude(state, center, center_low, shift, excess, inner, scale):
+    """Set the divergence of a state, and its r.
+
+    Given are the sums of p u, of p (exp(u) - 1 - u) and of what pieces diverge within themselves.
+    """
+    # Beyond, the error of c does not matter, and that of z would.
+    z = excess + shift if excess < 0.5 else 0.0
+    state[HIGH] = center
+    state[LOW] = center_low + z * (1 - z * (1 / 2 - z / 3)) / scale
+    divergence = excess - z * z * (1 / 2 - z * (1 / 3 - z / 4)) + inner
+    state[DIVERGENCE] = 0.0 if divergence < 0 else divergence
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _is_settled(state):
+    """Whether the masses alone tell the divergence, and if so set it."""
+    if state[SUM_TARGET] > 0 and state[SUM_INPUT] > 0:
+        return False
+    state[HIGH] = np.inf
+    state[LOW] = 0.0
+    state[DIVERGENCE] = 0.0 if state[SUM_TARGET] == 0 else np.inf
+    if np.isnan(state[SUM_TARGET] + state[SUM_INPUT]):
+        state[DIVERGENCE] = np.nan
+    return True
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def describe(x, t, start, size, scale, w, v, state):
+    """Fill the state of a piece, in the spaces `w` and `v`."""
+    stop = start + size
+    quarter = PIECE // 4
+    b, a = x[start:stop], t[start:stop]
+    padded = -(-size // LANES) * LANES
+    w[size:padded] = 0
+    v[size:padded] = 0
+    least_target, most_target = _range(a, w[:size])
+    least_input, most_input = _range(b, v[:size])
+    ordinary = (
+        (most_target - least_target) * scale <= _most_spread(w)
+        and (most_input - least_input) * scale <= _most_spread(w)
+        and abs(most_input - most_target) < 2.0**127
+    )
+    unit_target, unit_input = _unit(most_target, scale, w), _unit(most_input, scale, w)
+    prefetch(x, stop, quarter)
+    prefetch(t, stop, quarter)
+    _fill_weights(a, unit_target, scale, ordinary, w[:size])
+    prefetch(x, stop + quarter, quarter)
+    prefetch(t, stop + quarter, quarter)
+    _fill_weights(b, unit_input, scale, ordinary, v[:size])
+    prefetch(x, stop + 2 * quarter, quarter)
+    prefetch(t, stop + 2 * quarter, quarter)
+    mass = np.float64(lane_sum(w[:padded]))
+    state[SUM_TARGET], state[SUM_INPUT] = mass, np.float64(lane_sum(v[:padded]))
+    state[UNIT_TARGET] = _logarithm(unit_target, most_target, scale)
+    state[UNIT_INPUT] = _logarithm(unit_input, most_input, scale)
+    if _is_settled(state):
+        return
+    center, center_low = _center(state, scale, w)
+    ratio = mass / state[SUM_INPUT]
+    _fill_terms(b, a, w[:size], v[:size], ratio, center, center_low, scale, ordinary)
+    prefetch(x, stop + 3 * quarter, quarter)
+    prefetch(t, stop + 3 * quarter, quarter)
+    shift, excess = lane_sum(w[:padded]) / mass, lane_sum(v[:padded]) / mass
+    _conclude(state, np.float64(center), np.float64(center_low), shift, excess, 0.0, scale)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _share(unit, total, common, scale):
+    return total * exp((unit - common) * scale) if total != 0 else 0.0
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def merge(states, scale, state):
+    """Merge states to one; the sums that they hold are changed."""
+    most_target, most_input = states[:, UNIT_TARGET].max(), states[:, UNIT_INPUT].max()
+    mass_target = mass_input = 0.0
+    for i in range(len(states)):
+        part = states[i]
+        part[SUM_TARGET] = _share(part[UNIT_TARGET], part[SUM_TARGET], most_target, scale)
+        part[SUM_INPUT] = _share(part[UNIT_INPUT], part[SUM_INPUT], most_input, scale)
+        mass_target += part[SUM_TARGET]
+        mass_input += part[SUM_INPUT]
+    state[UNIT_TARGET], state[SUM_TARGET] = most_target, mass_target
+    state[UNIT_INPUT], state[SUM_INPUT] = most_input, mass_input
+    if _is_settled(state):
+        return
+    center, center_low = _center(state, scale, states[0])
+    ratio = mass_target / mass_input
+    shift = excess = inner = 0.0
+    for i in range(len(states)):
+        part = states[i]
+        w, v = part[SUM_TARGET], part[SUM_INPUT] * ratio
+        u = ((part[HIGH] - center) + (part[LOW] - center_low)) * scale
+        moved = classes.shift(u, w)
+        shift += moved
+        excess += classes.excess(u, w, v, moved)
+        # A class that only b excludes makes it infinite however small its share is.
+        inner += part[DIVERGENCE] * (w if part[DIVERGENCE] < np.inf else 1.0)
+    shift, excess, inner = shift / mass_target, excess / mass_target, inner / mass_target
+    _conclude(state, center, center_low, shift, excess, inner, scale)
