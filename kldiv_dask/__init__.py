@@ -4,15 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kldiv_dask.functional import KLDivLoss, KLDivSummary, kl_div, kl_div_summary
+    from kldiv_dask.functional import (
+        KLDivergence,
+        KLDivLoss,
+        KLDivSummary,
+        kl_div,
+        kl_div_summary,
+        kl_div_with_logits,
+        kl_div_with_logits_summary,
+    )
     from kldiv_dask.storage import ChunkReadError, open_array, open_pair
 
 __all__ = [
     "ChunkReadError",
     "KLDivLoss",
     "KLDivSummary",
+    "KLDivergence",
     "kl_div",
     "kl_div_summary",
+    "kl_div_with_logits",
+    "kl_div_with_logits_summary",
     "open_array",
     "open_pair",
 ]

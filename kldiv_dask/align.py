@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import dask
@@ -19,6 +19,8 @@ class Pair(NamedTuple):
 
     `dtype` is the promoted type, `chunks` are those of the broadcast result; sizes may be NaN.
     `matching` are the axes, counted from the last, along which both have more than one element.
+    `where` is None, or an array of booleans that is chunked like the result where it is not of
+    length one.
     """
 
     input: da.Array
@@ -26,6 +28,18 @@ class Pair(NamedTuple):
     dtype: np.dtype[Any]
     chunks: Chunks
     matching: tuple[int, ...]
+    where: da.Array | None
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes of the broadcast result."""
+        return len(self.chunks)
+
+    @property
+    def masked(self) -> tuple[int, ...]:
+        """The axes, counted from the last, along which `where` has more than one element."""
+        sizes = () if self.where is None else self.where.shape
+        return tuple(axis for axis in range(-len(sizes), 0) if sizes[axis] != 1)
 
     @property
     def copies(self) -> int:
@@ -84,19 +98,26 @@ def _check_numpy(name: str, array: da.Array) -> None:
 def _check_shapes(input: da.Array, target: da.Array) -> None:
     for axis in _matching(input, target):
         left, right = input.shape[axis], target.shape[axis]
-        if left != right and not (math.isnan(left) or math.isnan(right)):
+        if _differ(left, right):
             raise ValueError(
                 f"input of shape {input.shape} and target of shape {target.shape} "
                 "do not broadcast together"
             )
 
 
+def _differ(length: float, other: float) -> bool:
+    """Whether two lengths, each perhaps unknown, are known to differ."""
+    return length != other and not (math.isnan(length) or math.isnan(other))
+
+
 def _padded(shape: tuple[Any, ...], ndim: int, fill: Any = 1) -> tuple[Any, ...]:
     return (fill,) * (ndim - len(shape)) + tuple(shape)
 
 
-def align(input: da.Array, target: da.Array, dtype: np.dtype[Any], *, stacklevel: int) -> Pair:
-    """Cast a pair where it narrows, and give both operands the same chunks.
+def align(
+    input: da.Array, target: da.Array, dtype: np.dtype[Any], where: Any = None, *, stacklevel: int
+) -> Pair:
+    """Cast a pair where it narrows, and give both operands, and `where`, the same chunks.
 
     Operands whose chunks differ are rechunked here, once and with a warning, rather than silently
     cut into the common refinement of both chunkings.
@@ -118,7 +139,34 @@ def align(input: da.Array, target: da.Array, dtype: np.dtype[Any], *, stacklevel
             strict=True,
         )
     )
-    return Pair(input, target, dtype, chunks, tuple(_matching(input, target)))
+    where = None if where is None else align_where(where, chunks)
+    return Pair(input, target, dtype, chunks, tuple(_matching(input, target)), where)
+
+
+def alone(array: da.Array, where: da.Array | None) -> Pair:
+    """Return an array, and what of it is included, in the shape of a pair with itself."""
+    return Pair(array, array, array.dtype, array.chunks, (), where)
+
+
+def align_where(where: Any, chunks: Chunks) -> da.Array:
+    """Give `where` the chunks of the result. It is small beside the operands."""
+    where = _as_array(where)
+    if where.dtype != bool:
+        raise TypeError(f"where is of dtype {where.dtype}; accepted is bool")
+    shape = tuple(map(sum, chunks))
+    own = list(zip(range(-1, -len(where.shape) - 1, -1), reversed(where.shape), strict=True))
+    if len(own) > len(shape) or any(_differ(size, shape[axis]) for axis, size in own if size != 1):
+        raise ValueError(
+            f"where of shape {where.shape} does not broadcast to the shape {shape} of the result"
+        )
+    wide = [axis for axis, size in own if size != 1]
+    if not isinstance(where, da.Array):
+        cut = {axis: chunks[axis] for axis in wide if not math.isnan(shape[axis])}
+        where = da.from_array(where, chunks=tuple(cut.get(axis, -1) for axis, _ in reversed(own)))
+    _check_numpy("where", where)
+    where = _joined(where)
+    wanted = _chunks_like(chunks, where, wide, ("the result", "where"))
+    return where if wanted == where.chunks else where.rechunk(wanted)
 
 
 def _matching(first: da.Array, second: da.Array) -> Iterator[int]:
@@ -149,9 +197,28 @@ def _rechunk_second(
     first: da.Array, second: da.Array, names: tuple[str, str], stacklevel: int
 ) -> tuple[da.Array, da.Array]:
     """Rechunk `second` like `first` on the axes that match."""
-    wanted = list(second.chunks)
-    for axis in _matching(first, second):
-        left, right = first.chunks[axis], second.chunks[axis]
+    wanted = _chunks_like(first.chunks, second, _matching(first, second), names)
+    if wanted == second.chunks:
+        return first, second
+    warnings.warn(
+        f"{names[1]} has chunks {_brief(second.chunks)} where {names[0]} has "
+        f"{_brief(first.chunks)}: {names[1]} ({format_bytes(_nbytes(second))} in "
+        f"{math.prod(second.numblocks)} chunks) is rechunked, which copies and may move all of it "
+        f"once more. Open both with equal chunks, as kldiv_dask.open_pair does, or pass "
+        f"chunks={names[0]}.chunks to dask.array.from_array",
+        da.PerformanceWarning,
+        stacklevel=stacklevel + 1,
+    )
+    return first, second.rechunk(wanted)
+
+
+def _chunks_like(
+    chunks: Chunks, array: da.Array, axes: Iterable[int], names: tuple[str, str]
+) -> Chunks:
+    """Return the chunks of `array`, with the given ones along some axes, counted from the last."""
+    wanted = list(array.chunks)
+    for axis in axes:
+        left, right = chunks[axis], array.chunks[axis]
         if left == right:
             continue
         if any(map(math.isnan, left + right)):
@@ -163,18 +230,7 @@ def _rechunk_second(
                 "compute_chunk_sizes() on them first"
             )
         wanted[axis] = left
-    if wanted == list(second.chunks):
-        return first, second
-    warnings.warn(
-        f"{names[1]} has chunks {_brief(second.chunks)} where {names[0]} has "
-        f"{_brief(first.chunks)}: {names[1]} ({format_bytes(_nbytes(second))} in "
-        f"{math.prod(second.numblocks)} chunks) is rechunked, which copies and may move all of it "
-        f"once more. Open both with equal chunks, as kldiv_dask.open_pair does, or pass "
-        f"chunks={names[0]}.chunks to dask.array.from_array",
-        da.PerformanceWarning,
-        stacklevel=stacklevel + 1,
-    )
-    return first, second.rechunk(tuple(wanted))
+    return tuple(wanted)
 
 
 def _brief(chunks: Chunks) -> str:

@@ -1,10 +1,13 @@
 """Reductions, legacy flags and data types: many spellings in, one resolved value out."""
 
+import math
+import operator
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
+from numpy.exceptions import AxisError
 
 Kind = Literal["none", "mean", "sum"]
 
@@ -76,12 +79,41 @@ def resolve_reduction(
     raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
 
 
+def check_axis(axis: Any, keepdims: bool, reduction: Reduction) -> None:
+    """Refuse an axis, or keeping it, where the reduction has none to choose."""
+    if axis is not None and (reduction.kind == "none" or reduction.per_batch):
+        name = "batchmean" if reduction.per_batch else "none"
+        raise ValueError(
+            f"axis is {axis!r} with reduction={name!r}; an axis is accepted with 'sum' and 'mean'"
+        )
+    if keepdims and reduction.kind == "none":
+        raise ValueError("keepdims is True with reduction='none', which reduces nothing")
+
+
+def resolve_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """Return the axes that are reduced, from 0 on and in order, with NumPy's errors."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(number, SupportsIndex) for number in given):
+        raise TypeError(f"axis is {axis!r}; accepted are an integer, a tuple of integers and None")
+    axes = [operator.index(number) for number in given]
+    for number in axes:
+        if not -ndim <= number < ndim:
+            raise AxisError(number, ndim, "axis")
+    resolved = sorted(number % ndim for number in axes)
+    if len(set(resolved)) < len(resolved):
+        raise ValueError(f"axis is {axis!r}, which names an axis twice")
+    return tuple(resolved)
+
+
 def _check_float(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.name not in _FLOATS:
         raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(_FLOATS)}")
 
 
-def _named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+def named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the data type of a name, bfloat16 too."""
     if dtype == "bfloat16":  # a name that NumPy knows only once ml_dtypes is imported
         try:
             import ml_dtypes
@@ -110,6 +142,66 @@ def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dt
         if len({dtype.name for dtype in deciding if dtype.itemsize == resolved.itemsize}) > 1:
             resolved = np.dtype(np.float32)  # float16 and bfloat16: neither holds the other
     else:
-        resolved = _named_dtype(dtype)
+        resolved = named_dtype(dtype)
         _check_float("dtype", resolved)
     return resolved.newbyteorder("=")
+
+
+_KINDS = ("probs", "log_probs", "logits")
+
+
+def resolve_kind(kind: str, reduction: str, *, stacklevel: int) -> Reduction:
+    """Check what a batch is, and resolve the reduction of many of them."""
+    if kind not in _KINDS:
+        raise ValueError(f"kind is {kind!r}; accepted are {', '.join(map(repr, _KINDS))}")
+    if reduction == "none":
+        raise ValueError("reduction is 'none'; accepted are 'mean', 'batchmean', 'sum'")
+    if kind == "logits":
+        return resolve_logits_reduction(reduction)
+    return resolve_reduction(None, None, reduction, stacklevel=stacklevel + 1)
+
+
+def resolve_logits_reduction(reduction: str) -> Reduction:
+    """Resolve a reduction over positions, whose mean is what people expect of it."""
+    if reduction not in REDUCTIONS:
+        accepted = ", ".join(map(repr, REDUCTIONS))
+        raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
+    if reduction == "batchmean":
+        return Reduction("sum", True)
+    kind: Any = reduction
+    return Reduction(kind, False)
+
+
+def resolve_logits_dtype(
+    input: Any, target: Any, dtype: npt.DTypeLike | None
+) -> tuple[np.dtype[Any], bool]:
+    """Return the type of the divergences of logits, and whether it takes float64 to compute."""
+    wide = resolve_dtype(input, target, None) == np.float64 or np.float64 in (
+        input.dtype,
+        target.dtype,
+    )
+    default = np.float64 if wide else np.float32
+    to = named_dtype(default if dtype is None else dtype).newbyteorder("=")
+    _check_float("dtype", to)
+    return to, wide or to == np.float64
+
+
+def resolve_class_axis(axis: Any, input: Any, target: Any) -> int:
+    """Return the axis of the classes, counted from the last, after checking it and its lengths."""
+    if not isinstance(axis, SupportsIndex):
+        raise TypeError(f"axis is {axis!r}; accepted is an integer, the axis of the classes")
+    ndim: int = max(input.ndim, target.ndim)
+    number = operator.index(axis)
+    if not -ndim <= number < ndim:
+        raise AxisError(number, ndim, "axis")
+    resolved = number % ndim - ndim
+    for name, logits in (("input", input), ("target", target)):
+        if logits.ndim < -resolved:
+            raise ValueError(f"{name} of shape {logits.shape} has no axis {resolved} of classes")
+    left, right = input.shape[resolved], target.shape[resolved]
+    if left == 0 or (left != right and not (math.isnan(left) or math.isnan(right))):
+        raise ValueError(
+            f"input of shape {input.shape} and target of shape {target.shape} have {left} and "
+            f"{right} classes along axis {resolved}; accepted are equal numbers from 1 on"
+        )
+    return resolved

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF, STATE, carry
+from kldiv_dask.kernels.rounding import MAX_DIVISOR, round_quotients
 
 NUMEL, ROWS = STATE, STATE + 1
 SIZE = STATE + 2
@@ -63,6 +64,22 @@ def quotient(sums: Total, divisor: int, dtype: np.dtype[Any]) -> Any:
     if sums.posinf or sums.neginf:
         return dtype.type("inf" if sums.posinf else "-inf")
     return round_ratio(sums.units, divisor * _UNITS_IN_ONE, dtype)
+
+
+def quotients(
+    partials: Partial, divisors: npt.NDArray[np.int64], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    """Return what `quotient` does for each of many canonical partials, as an array.
+
+    `divisors` has a whole number for each.
+    """
+    states = np.ascontiguousarray(partials).reshape(-1, SIZE)
+    flat = np.ascontiguousarray(divisors).reshape(-1)
+    if flat.max(initial=0) <= MAX_DIVISOR:
+        return round_quotients(states, flat, dtype).reshape(divisors.shape)
+    sums = zip(states, flat.tolist(), strict=True)
+    values = [quotient(total(state), divisor, dtype) for state, divisor in sums]
+    return np.array(values, dtype).reshape(divisors.shape)
 
 
 def round_ratio(numerator: int, denominator: int, dtype: np.dtype[Any]) -> Any:

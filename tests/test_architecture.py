@@ -30,7 +30,7 @@ HOUSE = {
     "__init__": Room("functional storage"),
     "cli": Room("cluster functional options storage", "click", on_use="distributed"),
     "cluster": Room("", on_use="dask distributed"),
-    "functional": Room("graph align options kernels", "dask numpy"),
+    "functional": Room("graph align partial options kernels", "dask numpy"),
     "graph": Room("align partial options kernels", "dask numpy"),
     "align": Room("", "dask numpy"),
     "partial": Room("kernels", "numpy"),

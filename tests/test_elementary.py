@@ -116,7 +116,10 @@ def test_constants_are_the_derived_ones(dtype):
     form = next(f for f in derivation.FORMATS if f.name == np.dtype(dtype).name.upper())
     source, polynomial_errors = derivation.derive(form)
     assert f"\n{source}\n" in Path(elementary.__file__).read_text()
-    assert all(error * 2**form.precision < 0.2 for error in polynomial_errors.values())
+    # The excess has 40 ulp to spare in what it is for, and terms cost time.
+    ulps = {"exp": 0.07, "log": 0.07, "excess": 4}
+    for name, error in polynomial_errors.items():
+        assert error * 2**form.precision < ulps[name]
 
 
 @by_dtype

@@ -12,11 +12,14 @@ from kldiv_dask.align import Pair, align, as_dask
 from kldiv_dask.kernels.pointwise import Term
 from kldiv_dask.options import (
     Reduction,
+    check_axis,
     legacy_reduction,
+    resolve_axes,
     resolve_dtype,
     resolve_reduction,
 )
 
+Axis = int | tuple[int, ...] | None
 SplitEvery = int | Mapping[int, int] | None
 
 
@@ -28,6 +31,9 @@ def kl_div(
     reduction: str = "mean",
     log_target: bool = False,
     *,
+    axis: Axis = None,
+    keepdims: bool = False,
+    where: Any = None,
     dtype: npt.DTypeLike | None = None,
     zero_safe: bool = False,
     split_every: SplitEvery = None,
@@ -55,6 +61,17 @@ def kl_div(
         divergence of a batch of distributions.
     log_target : bool
         Whether `target` holds log-probabilities.
+    axis : int or tuple of ints, optional
+        Axes of the broadcast result that ``'sum'`` or ``'mean'`` reduces; by default all. Each sum
+        is exact, and fastest where the axes have one chunk each; where not, every element of the
+        result takes 584 bytes in each chunk on the way.
+    keepdims : bool
+        Whether the axes that are reduced are left in the result, with length one.
+    where : array_like of bool, optional
+        Which elements to include; broadcasts to the shape of the result. What is excluded counts
+        nowhere, whatever its values: ``'mean'`` divides by the number of included elements,
+        ``'batchmean'`` by that of the rows of `input` that have any, both give NaN where there are
+        none, and ``'none'`` has 0 there.
     dtype : dtype_like, optional
         Floating type of the computation and the result, to which both operands are cast. By
         default the wider of the operands' types; a 0-d operand does not widen an array. Terms of
@@ -69,15 +86,20 @@ def kl_div(
     Returns
     -------
     dask.array.Array
-        Lazy; 0-d, or of the broadcast shape for ``'none'``.
+        Lazy; 0-d, or with what `axis` and `keepdims` leave, or of the broadcast shape for
+        ``'none'``.
 
     Raises
     ------
     ValueError
-        `reduction` is unknown, the shapes do not broadcast together, or chunk sizes are unknown
-        where they are needed.
+        `reduction` is unknown, the shapes do not broadcast together, `where` does not broadcast to
+        that of the result, `axis` names one twice or comes with ``'batchmean'`` or ``'none'``,
+        `keepdims` comes with ``'none'``, or chunk sizes are unknown where they are needed.
+    numpy.exceptions.AxisError
+        `axis` is out of bounds.
     TypeError
-        An operand is complex, integer or boolean, or `dtype` is not a supported floating type.
+        An operand is complex, integer or boolean, `dtype` is not a supported floating type, or
+        `where` is not boolean.
 
     Warns
     -----
@@ -103,27 +125,15 @@ def kl_div(
     >>> kl_div(q, p, reduction="none").compute().round(6)
     array([[ 0.346574, -0.202733],
            [ 0.      ,  0.      ]])
+    >>> kl_div(q, p, reduction="sum", axis=1).compute().round(6)
+    array([0.143841, 0.      ])
+    >>> print(f"{kl_div(q, p, reduction='batchmean', where=[[True], [False]]).compute():.6f}")
+    0.143841
     """
     resolved = resolve_reduction(size_average, reduce, reduction, stacklevel=2)
-    return _kl_div(input, target, resolved, log_target, dtype, zero_safe, split_every, stacklevel=2)
-
-
-def _kl_div(
-    input: Any,
-    target: Any,
-    reduction: Reduction,
-    log_target: bool,
-    dtype: npt.DTypeLike | None,
-    zero_safe: bool,
-    split_every: SplitEvery,
-    *,
-    stacklevel: int,
-) -> da.Array:
-    pair, term = prepare(input, target, log_target, dtype, zero_safe, stacklevel=stacklevel + 1)
-    if reduction.kind == "none":
-        return _elementwise(pair, term, reduction)
-    merged = graph.merged(graph.partials(pair, term), split_every)
-    return graph.value(merged, reduction, pair.copies, term.dtype)
+    check_axis(axis, keepdims, resolved)
+    pair, term = prepare(input, target, log_target, dtype, zero_safe, where, stacklevel=2)
+    return _resolved(pair, term, resolved, axis, bool(keepdims), split_every)
 
 
 def prepare(
@@ -132,14 +142,43 @@ def prepare(
     log_target: bool,
     dtype: npt.DTypeLike | None,
     zero_safe: bool,
+    where: Any = None,
     *,
     stacklevel: int,
 ) -> tuple[Pair, Term]:
     """Resolve the operands and options that say what the terms are."""
     input, target = as_dask(input, target)
     resolved = resolve_dtype(input, target, dtype)
-    pair = align(input, target, resolved, stacklevel=stacklevel + 1)
+    pair = align(input, target, resolved, where, stacklevel=stacklevel + 1)
     return pair, Term(resolved, bool(log_target), bool(zero_safe))
+
+
+def whole(pair: Pair) -> tuple[int, ...]:
+    """Return all axes of a pair."""
+    return tuple(range(pair.ndim))
+
+
+def _resolved(
+    pair: Pair,
+    term: Term,
+    reduction: Reduction,
+    axis: Axis,
+    keepdims: bool,
+    split_every: SplitEvery,
+) -> da.Array:
+    """Return the result of `kl_div` for an aligned pair."""
+    if reduction.kind == "none":
+        return _elementwise(pair, term, reduction)
+    axes = resolve_axes(axis, pair.ndim)
+    if len(axes) < pair.ndim and all(len(pair.chunks[axis]) == 1 for axis in axes):
+        graph.fan_in(split_every, (1,) * pair.ndim)  # checks it, though nothing is merged
+        sums = graph.sums(pair, term, axes, reduction.kind)
+        return sums if keepdims else graph.without(sums, axes)
+    merged = graph.merged(graph.partials(pair, term, axes), split_every, axes)
+    if len(axes) == pair.ndim:
+        value = graph.value(merged, reduction, pair, term.dtype)
+        return value[(np.newaxis,) * pair.ndim] if keepdims else value
+    return graph.values(merged, reduction.kind, axes, term.dtype, keepdims)
 
 
 def _elementwise(pair: Pair, term: Term, reduction: Reduction) -> da.Array:
@@ -197,16 +236,10 @@ class KLDivLoss:
     def __call__(self, input: Any, target: Any) -> da.Array:
         """Return `kl_div` of a pair; see there."""
         resolved = resolve_reduction(None, None, self.reduction, stacklevel=2)
-        return _kl_div(
-            input,
-            target,
-            resolved,
-            self.log_target,
-            self.dtype,
-            self.zero_safe,
-            self.split_every,
-            stacklevel=2,
+        pair, term = prepare(
+            input, target, self.log_target, self.dtype, self.zero_safe, stacklevel=2
         )
+        return _resolved(pair, term, resolved, None, False, self.split_every)
 
     def __repr__(self) -> str:
         return f"KLDivLoss(reduction={self.reduction!r}, log_target={self.log_target!r})"

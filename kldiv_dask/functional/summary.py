@@ -3,10 +3,13 @@
 from typing import Any, NamedTuple
 
 import dask
+import dask.array as da
+import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import graph
-from kldiv_dask.functional.divergence import SplitEvery, prepare
+from kldiv_dask.align import Pair
+from kldiv_dask.functional.divergence import SplitEvery, prepare, whole
 from kldiv_dask.options import Reduction
 
 
@@ -32,9 +35,9 @@ class KLDivSummary(NamedTuple):
     batchmean: Any
     """The sum divided by `batch_size`, rounded once."""
     numel: Any
-    """The number of elements of the broadcast result."""
+    """The number of elements of the broadcast result that are included."""
     batch_size: Any
-    """``input.shape[0]``, or 1 where `input` is 0-d."""
+    """``input.shape[0]``, or 1 where `input` is 0-d; with `where`, the rows that include any."""
     nan_count: Any
     """How many terms are NaN."""
     posinf_count: Any
@@ -63,6 +66,7 @@ def kl_div_summary(
     target: Any,
     *,
     log_target: bool = False,
+    where: Any = None,
     dtype: npt.DTypeLike | None = None,
     zero_safe: bool = False,
     split_every: SplitEvery = None,
@@ -71,7 +75,7 @@ def kl_div_summary(
 
     Parameters
     ----------
-    input, target, log_target, dtype, zero_safe, split_every
+    input, target, log_target, where, dtype, zero_safe, split_every
         As for `kl_div`.
 
     Returns
@@ -95,10 +99,15 @@ def kl_div_summary(
     >>> kl_div_summary(np.array([-np.inf, 0.0]), np.zeros(2)).compute().nan_count
     np.int64(1)
     """
-    pair, term = prepare(input, target, log_target, dtype, zero_safe, stacklevel=2)
-    merged = graph.merged(graph.partials(pair, term), split_every)
+    pair, term = prepare(input, target, log_target, dtype, zero_safe, where, stacklevel=2)
+    merged = graph.merged(graph.partials(pair, term, whole(pair)), split_every, whole(pair))
+    return summarise(merged, pair, term.dtype)
+
+
+def summarise(merged: da.Array, pair: Pair, dtype: np.dtype[Any]) -> KLDivSummary:
+    """Return the lazy summary of a merged partial."""
     sum, mean, batchmean = (
-        graph.value(merged, reduction, pair.copies, term.dtype)
+        graph.value(merged, reduction, pair, dtype)
         for reduction in (Reduction("sum", False), Reduction("mean", False), Reduction("sum", True))
     )
     return KLDivSummary(
@@ -106,7 +115,7 @@ def kl_div_summary(
         mean=mean,
         batchmean=batchmean,
         numel=graph.count(merged, "numel"),
-        batch_size=graph.count(merged, "rows", pair.copies),
+        batch_size=graph.batch_size(merged, pair),
         nan_count=graph.count(merged, "nan"),
         posinf_count=graph.count(merged, "posinf"),
         neginf_count=graph.count(merged, "neginf"),

@@ -4,7 +4,24 @@ Everything here is public Dask API, so that the result works under Dask's defaul
 ``array.query-planning``.
 """
 
-from kldiv_dask.graph.blocks import partials, terms
-from kldiv_dask.graph.tree import count, merged, value
+from kldiv_dask.graph.blocks import partials, sums, terms
+from kldiv_dask.graph.finalise import batch_size, count, value, values, without
+from kldiv_dask.graph.positions import Logits, computed_in, divergences, position_partials
+from kldiv_dask.graph.tree import fan_in, merged
 
-__all__ = ["count", "merged", "partials", "terms", "value"]
+__all__ = [
+    "Logits",
+    "batch_size",
+    "computed_in",
+    "count",
+    "divergences",
+    "fan_in",
+    "merged",
+    "partials",
+    "position_partials",
+    "sums",
+    "terms",
+    "value",
+    "values",
+    "without",
+]

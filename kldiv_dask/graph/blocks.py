@@ -1,4 +1,4 @@
-"""What one pair of chunks becomes: its terms, or their partial."""
+"""What one pair of chunks becomes: its terms, its partials, or its sums."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +11,20 @@ from kldiv_dask import partial
 from kldiv_dask.align import Pair
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.kernels import pointwise
-from kldiv_dask.kernels.pointwise import Chunk, Term
+from kldiv_dask.kernels.pointwise import Chunk, Mask, Term
+from kldiv_dask.kernels.rows import OUTPUTS, RowSums
+from kldiv_dask.options import Kind
+
+Shape = tuple[int, ...]
 
 
-def _check_lengths(input: Chunk, target: Chunk, matching: tuple[int, ...]) -> None:
-    """Refuse blocks of unequal length, which only arrays of unknown chunk sizes can bring here.
+def checked_shape(
+    input: Chunk, target: Chunk, where: Mask | None, matching: Shape, masked: Shape
+) -> Shape:
+    """Return the shape of a block, and refuse unequal lengths along the axes that are to match.
 
-    NumPy would broadcast a block of length one silently.
+    Only arrays of unknown chunk sizes can bring them here, and NumPy would broadcast a block of
+    length one silently.
     """
     for axis in matching:
         if input.shape[axis] != target.shape[axis]:
@@ -25,25 +32,105 @@ def _check_lengths(input: Chunk, target: Chunk, matching: tuple[int, ...]) -> No
                 f"input and target have chunks of unequal shapes {input.shape} and {target.shape} "
                 "at the same place; call compute_chunk_sizes() on both and give them equal chunks"
             )
+    shape = np.broadcast_shapes(input.shape, target.shape)
+    for axis in masked:
+        if where is not None and where.shape[axis] != shape[axis]:
+            raise ValueError(
+                f"where has a chunk of shape {where.shape} at the place of one of shape {shape}; "
+                "call compute_chunk_sizes() on all operands and give them equal chunks"
+            )
+    return shape
 
 
 @stage("terms")
-def _terms(input: Chunk, target: Chunk, matching: tuple[int, ...], term: Term) -> Chunk:
-    _check_lengths(input, target, matching)
-    return pointwise.block_terms(input, target, term)
+def _terms(
+    input: Chunk,
+    target: Chunk,
+    where: Mask | None = None,
+    *,
+    matching: Shape,
+    masked: Shape,
+    term: Term,
+) -> Chunk:
+    checked_shape(input, target, where, matching, masked)
+    return pointwise.block_terms(input, target, term, where)
 
 
 @stage("block")
-def _block(input: Chunk, target: Chunk, matching: tuple[int, ...], term: Term) -> partial.Partial:
+def _block(
+    input: Chunk,
+    target: Chunk,
+    where: Mask | None = None,
+    *,
+    matching: Shape,
+    masked: Shape,
+    term: Term,
+) -> partial.Partial:
     """Reduce a pair of chunks to one partial."""
-    _check_lengths(input, target, matching)
-    shape = np.broadcast_shapes(input.shape, target.shape)
+    shape = checked_shape(input, target, where, matching, masked)
     result = partial.zero((1,) * len(shape))
     state = result.reshape(partial.SIZE)
-    pointwise.add_block(state, input, target, term)
-    state[partial.NUMEL] = math.prod(shape)
+    pointwise.add_block(state, input, target, term, where)
+    numel = math.prod(shape)
+    if where is not None and numel:
+        numel = int(np.count_nonzero(where)) * (numel // where.size)
+    state[partial.NUMEL] = numel
     state[partial.ROWS] = input.shape[0] if input.ndim else 1
     return result
+
+
+@stage("block")
+def _partials(
+    input: Chunk,
+    target: Chunk,
+    where: Mask | None = None,
+    *,
+    matching: Shape,
+    masked: Shape,
+    term: Term,
+    axes: Shape,
+) -> partial.Partial:
+    """Reduce some axes of a pair of chunks to length one, with a partial for each output."""
+    shape = checked_shape(input, target, where, matching, masked)
+    sums = RowSums(input, target, where, axes, term)
+    result = partial.zero(_reduced(shape, axes))
+    states = result.reshape(*sums.shape, partial.SIZE)
+    for piece in sums.pieces:
+        rows = states[piece].reshape(-1, partial.SIZE)
+        sums.add(rows, piece)
+        rows[:, partial.NUMEL] = sums.included(piece)
+    return result
+
+
+@stage("block")
+def _sums(
+    input: Chunk,
+    target: Chunk,
+    where: Mask | None = None,
+    *,
+    matching: Shape,
+    masked: Shape,
+    term: Term,
+    axes: Shape,
+    kind: Kind,
+) -> Chunk:
+    """Reduce some axes of a pair of chunks, which are whole in it, to length one."""
+    shape = checked_shape(input, target, where, matching, masked)
+    sums = RowSums(input, target, where, axes, term)
+    result = np.empty(sums.shape, term.dtype)
+    states = partial.zero((min(OUTPUTS, result.size),))
+    for piece in sums.pieces:
+        out = result[piece]
+        rows = states[: out.size]
+        rows[...] = 0
+        sums.add(rows, piece)
+        divisors = sums.included(piece) if kind == "mean" else np.ones(out.size, np.int64)
+        out[...] = partial.quotients(rows, divisors, term.dtype).reshape(out.shape)
+    return result.reshape(_reduced(shape, axes))
+
+
+def _reduced(shape: Shape, axes: Shape) -> Shape:
+    return tuple(1 if axis in axes else length for axis, length in enumerate(shape))
 
 
 def terms(pair: Pair, term: Term) -> da.Array:
@@ -51,17 +138,32 @@ def terms(pair: Pair, term: Term) -> da.Array:
     return _blockwise(_terms, pair, dict(enumerate(pair.chunks)), term.dtype, term=term)
 
 
-def partials(pair: Pair, term: Term) -> da.Array:
-    """Return a partial for each pair of chunks, of shape ``(*numblocks, SIZE)``."""
-    ndim = len(pair.chunks)
+def partials(pair: Pair, term: Term, axes: Shape) -> da.Array:
+    """Return the partials of each pair of chunks, reduced to length one along `axes`.
+
+    The last axis is that of a partial.
+    """
+    whole = len(axes) == pair.ndim
+    keywords = {} if whole else {"axes": axes}
     return _blockwise(
-        _block,
+        _block if whole else _partials,
         pair,
-        dict.fromkeys(range(ndim), 1),
+        _chunks(pair, axes),
         np.dtype(np.int64),
-        new_axes={ndim: partial.SIZE},
+        new_axes={pair.ndim: partial.SIZE},
         term=term,
+        **keywords,
     )
+
+
+def sums(pair: Pair, term: Term, axes: Shape, kind: Kind) -> da.Array:
+    """Return sums or means along `axes`, which have one chunk each, as axes of length one."""
+    chunks = _chunks(pair, axes)
+    return _blockwise(_sums, pair, chunks, term.dtype, term=term, axes=axes, kind=kind)
+
+
+def _chunks(pair: Pair, axes: Shape) -> dict[int, Any]:
+    return dict(enumerate(pair.chunks)) | dict.fromkeys(axes, 1)
 
 
 def _blockwise(
@@ -73,15 +175,15 @@ def _blockwise(
     **keywords: Any,
 ) -> da.Array:
     new_axes = new_axes or {}
-    axes = tuple(range(len(pair.chunks)))
+    axes = tuple(range(pair.ndim))
+    operands = [array for array in (pair.input, pair.target, pair.where) if array is not None]
+    indexed = [part for array in operands for part in (array, axes[len(axes) - array.ndim :])]
     return da.blockwise(
         function,
         (*axes, *new_axes),
-        pair.input,
-        axes[len(axes) - pair.input.ndim :],
-        pair.target,
-        axes[len(axes) - pair.target.ndim :],
+        *indexed,
         matching=pair.matching,
+        masked=pair.masked,
         new_axes=new_axes,
         adjust_chunks=adjust_chunks,
         align_arrays=False,

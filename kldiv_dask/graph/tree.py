@@ -1,19 +1,21 @@
-"""From the partials of all blocks to numbers: merge and finalise."""
+"""From the partials of all blocks to one for each output: merge."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import dask.array as da
 import numpy as np
 
 from kldiv_dask import partial
 from kldiv_dask.graph.stages import stage
-from kldiv_dask.options import Reduction
 
 # Partials merged by one task. A partial is under 1 kB, so a merge costs less than its own
 # scheduling, and 32 keep the tree over 1e5 blocks four levels high.
 FAN_IN = 32
+
+# Of many outputs, a merge takes no more bytes of partials than this if it can.
+MERGE_BYTES = 64 * 2**20
 
 
 @stage("block")
@@ -27,40 +29,36 @@ def _merge(partials: partial.Partial, axis: tuple[int, ...], keepdims: bool) -> 
     return partial.merge(partials, axis, keepdims)
 
 
-@stage("finalise")
-def _finalise(merged: partial.Partial, reduction: Reduction, copies: int, to: np.dtype[Any]) -> Any:
-    sums = partial.total(merged.reshape(partial.SIZE))
-    divisor = sums.numel if reduction.kind == "mean" else 1
-    if reduction.per_batch:
-        divisor *= sums.rows // copies
-    return partial.quotient(sums, divisor, to)
-
-
-@stage("finalise")
-def _finalise_count(merged: partial.Partial, slot: int, copies: int) -> Any:
-    return merged.reshape(partial.SIZE)[slot] // copies
-
-
-def merged(blocks: da.Array, split_every: int | Mapping[int, int] | None) -> da.Array:
-    """Merge partials of shape ``(*numblocks, SIZE)`` to one, of shape ``(1, ..., 1, SIZE)``."""
+def merged(
+    blocks: da.Array, split_every: int | Mapping[int, int] | None, axes: tuple[int, ...]
+) -> da.Array:
+    """Merge partials of shape ``(..., SIZE)`` along `axes`, which become of length one."""
     ndim = blocks.ndim - 1
-    shares = fan_in(split_every, blocks.numblocks[:ndim])
-    if math.prod(blocks.numblocks) == 1:
+    numblocks = tuple(n if axis in axes else 1 for axis, n in enumerate(blocks.numblocks[:ndim]))
+    shares = fan_in(split_every, numblocks, _fan_in_of(blocks))
+    if math.prod(numblocks) == 1:
         return blocks
     return da.reduction(
         blocks,
         _pass,
         _merge,
-        axis=tuple(range(ndim)),
+        axis=axes,
         keepdims=True,
         dtype=np.int64,
-        split_every=shares,
+        split_every={axis: shares[axis] for axis in axes},
         meta=partial.zero((0,) * ndim),
     )
 
 
+def _fan_in_of(blocks: da.Array) -> int:
+    """Return how many blocks of partials one task merges by default."""
+    block = 8 * math.prod(max(lengths) for lengths in blocks.chunks)
+    # NaN, for an unknown length, compares false.
+    return max(2, MERGE_BYTES // block) if block > MERGE_BYTES // FAN_IN else FAN_IN
+
+
 def fan_in(
-    split_every: int | Mapping[int, int] | None, numblocks: tuple[int, ...]
+    split_every: int | Mapping[int, int] | None, numblocks: tuple[int, ...], default: int = FAN_IN
 ) -> dict[int, int]:
     """Spread `split_every` over the axes so that one merge takes about that many partials.
 
@@ -75,8 +73,8 @@ def fan_in(
     {0: 8, 1: 2}
     """
     if isinstance(split_every, Mapping):
-        return {axis: _checked(split_every.get(axis, FAN_IN)) for axis in range(len(numblocks))}
-    left = FAN_IN if split_every is None else _checked(split_every)
+        return {axis: _checked(split_every.get(axis, default)) for axis in range(len(numblocks))}
+    left = default if split_every is None else _checked(split_every)
     shares = {}
     by_length = sorted(range(len(numblocks)), key=lambda axis: numblocks[axis])
     for position, axis in enumerate(by_length):
@@ -95,32 +93,3 @@ def _checked(split_every: Any) -> int:
     if split_every < 2:
         raise ValueError(f"split_every is {split_every}; it must be at least 2")
     return int(split_every)
-
-
-def value(merged: da.Array, reduction: Reduction, copies: int, dtype: np.dtype[Any]) -> da.Array:
-    """Return the reduced value of a merged partial, 0-d, rounded once to `dtype`.
-
-    `copies` is how many blocks have counted each batch row.
-    """
-    return _scalar(_finalise, merged, dtype, reduction=reduction, copies=copies, to=dtype)
-
-
-def count(
-    merged: da.Array, what: Literal["numel", "rows", "nan", "posinf", "neginf"], copies: int = 1
-) -> da.Array:
-    """Return a count that a merged partial holds, 0-d int64."""
-    slot = getattr(partial, what.upper())
-    return _scalar(_finalise_count, merged, np.dtype(np.int64), slot=slot, copies=copies)
-
-
-def _scalar(
-    function: Callable[..., Any], merged: da.Array, dtype: np.dtype[Any], **keywords: Any
-) -> da.Array:
-    return da.map_blocks(
-        function,
-        merged,
-        drop_axis=list(range(merged.ndim)),
-        dtype=dtype,
-        meta=np.zeros((), dtype),  # its value goes into the key
-        **keywords,
-    )

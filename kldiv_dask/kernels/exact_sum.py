@@ -32,6 +32,9 @@ STATE = LIMBS + 3
 # Whoever adds more must carry in between.
 MAX_ADDITIONS = 2**28
 
+# So few terms are added one by one in less time than as a tile.
+FEW = 12
+
 _LIMB_BITS = np.int64(32)
 _LIMB_MASK = np.int64(0xFFFFFFFF)
 
@@ -97,13 +100,13 @@ def largest(stored, like):
     return from_magnitude(most, like[0])
 
 
-@numba.njit(nogil=True, error_model="numpy")
-def _range(terms):
+@numba.njit(nogil=True, error_model="numpy", inline="always")
+def _range(terms, size):
     """Return the largest magnitude in a tile and the smallest but zero, as float64."""
     wide_vectors()
     most = magnitude_bits(terms[0])
     least = nonzero_bits(terms[0])
-    for i in range(tile_size(terms)):
+    for i in range(size):
         bits = magnitude_bits(terms[i])
         most = bits if bits > most else most
         nonzero = nonzero_bits(terms[i])
@@ -151,15 +154,14 @@ def _split(terms, size, coarse, fine, state, rest):
     return (left << 1) != 0
 
 
-@numba.njit(nogil=True, error_model="numpy")
-def _split_whole(terms, coarse, fine, state):
+@numba.njit(nogil=True, error_model="numpy", inline="always")
+def _split_whole(terms, size, coarse, fine, state):
     """Do what `_split` does where no remainder is left, in two thirds of the time."""
     wide_vectors()
     coarse_shift, coarse_bits = _grid(coarse)
     fine_shift, fine_bits = _grid(fine)
     coarse_sum = np.int64(0)
     fine_sum = np.int64(0)
-    size = tile_size(terms)
     for i in range(size):
         term = np.float64(terms[i])
         shifted = term + coarse_shift
@@ -181,8 +183,24 @@ def add_tile(state, terms, rest):
     rest : float64 array, as long
         Scratch space.
     """
-    size = tile_size(terms)
-    most, least = _range(terms)
+    _add_many(state, terms, tile_size(terms), rest)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def add_terms(state, terms, rest):
+    """Do what `add_tile` does with at most a tile."""
+    if terms.size == tile_size(terms):
+        _add_many(state, terms, tile_size(terms), rest)
+    elif terms.size > FEW:
+        _add_many(state, terms, terms.size, rest)
+    else:
+        for i in range(terms.size):
+            add(state, np.float64(terms[i]))
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="always")
+def _add_many(state, terms, size, rest):
+    most, least = _range(terms, size)
     # Beyond this the grids would overflow. NaN compares false.
     if not most < 2.0**1021:
         for i in range(size):
@@ -194,7 +212,7 @@ def add_tile(state, terms, rest):
     # Terms are multiples of the last place of the smallest, the last but 29 of float64 in float32.
     last_place = (float64_bits(least) >> 52) - 1 + (29 if terms.itemsize == 4 else 0)
     if last_place >= fine:
-        _split_whole(terms, coarse, fine, state)
+        _split_whole(terms, size, coarse, fine, state)
         return
     more = _split(terms, size, coarse, fine, state, rest)
     while more:

@@ -1,5 +1,6 @@
 """torch's pointwise terms, and their exact sum, over one pair of chunks of any layout."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -18,13 +19,12 @@ from kldiv_dask.kernels.elementary import (
     log_normal,
 )
 from kldiv_dask.kernels.machine import prefetch, tile_length, tile_size, wide_vectors
-from kldiv_dask.kernels.stored import as_stored, narrow, widen
+from kldiv_dask.kernels.segments import segments
+from kldiv_dask.kernels.stored import as_stored, narrow, stored_type, widen
 
+Array = npt.NDArray[Any]
 Chunk = npt.NDArray[np.floating]
-
-# Elements that numpy.nditer copies at a time where operands are strided, broadcast or of another
-# type: two buffers of 64 KiB in float32, which stay in a second-level cache.
-BUFFER = 16384
+Mask = npt.NDArray[np.bool_]
 
 
 class Term(NamedTuple):
@@ -48,22 +48,6 @@ class Term(NamedTuple):
         """The target whose terms are 0 whatever the input, as the kernels take it."""
         zero = -np.inf if self.log_target else 0.0
         return self.compute_dtype.type(zero if self.zero_safe else np.nan)
-
-
-def _segments(*operands: Any, flags: list[list[str]]) -> Any:
-    """Iterate over broadcast operands as contiguous, aligned, native 1-d segments.
-
-    The order is the one that suits the memory layout, which exact sums allow. Operands that are
-    contiguous already come as one segment and are not copied.
-    """
-    # NumPy's stubs misspell the flag "contig".
-    return np.nditer(  # type: ignore[call-overload]
-        operands,
-        flags=["external_loop", "buffered", "growinner", "zerosize_ok"],
-        op_flags=[[*names, "contig", "aligned", "nbo"] for names in flags],
-        order="K",
-        buffersize=BUFFER,
-    )
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -120,24 +104,33 @@ def _store(terms, out):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _fill(x, t, start, out, log_target, absent):
+def _clear_excluded(mask, out):
+    wide_vectors()
+    for i in range(tile_size(out)):
+        out[i] = out[i] if mask[i] else 0
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def fill(x, t, mask, start, out, log_target, absent):
     """Fill a tile with the terms from `start` on."""
     stop = start + tile_size(out)
     _fill_tile(x[start:stop], t[start:stop], out, log_target)
     if absent == absent:
         _clear_absent(x[start:stop], t[start:stop], out, absent)
+    if mask is not None:
+        _clear_excluded(mask[start:stop], out)
 
 
-def _fill_segment(x, t, out, log_target, absent, terms):
+def _fill_segment(x, t, mask, out, log_target, absent, terms):
     tile = tile_size(terms)
     for start in range(0, x.size, tile):
         # The last tile is filled from the end backwards, in part once more.
         first = min(start, x.size - tile)
-        _fill(x, t, first, terms, log_target, absent)
+        fill(x, t, mask, first, terms, log_target, absent)
         _store(terms, out[first : first + tile])
 
 
-def _sum_segment(x, t, state, log_target, absent, terms, rest):
+def _sum_segment(x, t, mask, state, log_target, absent, terms, rest):
     tile = tile_size(terms)
     half = tile // 2
     for start in range(0, x.size, tile):
@@ -145,7 +138,7 @@ def _sum_segment(x, t, state, log_target, absent, terms, rest):
         first = min(start, x.size - tile)
         prefetch(x, first + tile, half)
         prefetch(t, first + tile, half)
-        _fill(x, t, first, terms, log_target, absent)
+        fill(x, t, mask, first, terms, log_target, absent)
         terms[: start - first] = 0
         prefetch(x, first + tile + half, half)
         prefetch(t, first + tile + half, half)
@@ -155,38 +148,55 @@ def _sum_segment(x, t, state, log_target, absent, terms, rest):
     exact_sum.carry_compiled(state)
 
 
-def _kernel(function: Kernel, x: Chunk, t: Chunk, out: Any, term: Term) -> Kernel:
-    """Compile `_fill_segment` or `_sum_segment` for stored arrays and a kind of term.
+def kernel(
+    function: Kernel, operands: Sequence[Array | None], result: tuple[Any, ...], term: Term
+) -> Kernel:
+    """Compile a function for stored operands and a kind of term.
 
-    Both take `x` and `t`, contiguous 1-d segments of stored numbers, at least a tile; `out`, as
-    long, or the state of an exact sum; `log_target`, True or None; `absent`, the target whose terms
-    are 0, or NaN for none; and a tile of the computation type to work in. `_sum_segment` takes one
-    more tile of float64.
+    The function takes `x`, `t` and `mask`, which are contiguous 1-d segments of at least a tile, or
+    None for no mask; what `result` holds the types of; `log_target`, True or None; `absent`, the
+    target whose terms are 0, or NaN for none; a tile of the computation type to work in; and, if
+    it sums, one more tile of float64.
     """
     work = numba.from_dtype(term.compute_dtype)
-    segments = [numba.types.Array(_stored_type(a), 1, "C", readonly=True) for a in (x, t)]
+    segments = [
+        numba.types.none
+        if operand is None
+        else numba.types.Array(stored_type(operand), 1, "C", readonly=True)
+        for operand in operands
+    ]
     log_target = numba.types.boolean if term.log_target else numba.types.none
-    if function is _fill_segment:
-        signature = (*segments, _stored_type(out)[::1], log_target, work, work[::1])
-    else:
-        signature = (*segments, numba.int64[::1], log_target, work, work[::1], numba.float64[::1])
-    return compiled(function, signature)
+    rest = () if function is _fill_segment else (numba.float64[::1],)
+    return compiled(function, (*segments, *result, log_target, work, work[::1], *rest))
 
 
-def _stored_type(array: Chunk) -> Any:
-    return numba.from_dtype(array.dtype.newbyteorder("="))
+def padded(segments: Sequence[Array | None], tile: int) -> list[Any]:
+    """Return segments of at least a tile; the terms of pairs of zeros that are added are 0."""
+    return [
+        segment if segment is None or segment.size >= tile else _padded(segment, tile)
+        for segment in segments
+    ]
 
 
-def _padded(segment: Chunk, tile: int) -> Chunk:
-    """Return a segment of at least a tile; the terms of pairs of zeros that are added are 0."""
-    if segment.size >= tile:
-        return segment
-    padded = np.zeros(tile, segment.dtype)
-    padded[: segment.size] = segment
-    return padded
+def _padded(segment: Array, tile: int) -> Array:
+    longer = np.zeros(tile, segment.dtype)
+    longer[: segment.size] = segment
+    return longer
 
 
-def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: Term) -> None:
+def workspace(term: Term) -> tuple[Array, Array]:
+    """Return a tile for terms, and one for what sums leave to be added."""
+    tile = tile_length(term.compute_dtype)
+    return np.empty(tile, term.compute_dtype), np.empty(tile)
+
+
+def add_block(
+    state: npt.NDArray[np.int64],
+    input: Chunk,
+    target: Chunk,
+    term: Term,
+    where: Mask | None = None,
+) -> None:
     """Add the terms of a pair of chunks to an exact sum.
 
     Parameters
@@ -197,28 +207,38 @@ def add_block(state: npt.NDArray[np.int64], input: Chunk, target: Chunk, term: T
         Converted to the computation type piece by piece.
     term : Term
         What a term is.
+    where : bool array that broadcasts to the shape of both, optional
+        Which terms to add.
     """
-    x, t = as_stored(input), as_stored(target)
-    kernel = _kernel(_sum_segment, x, t, state, term)
-    tile = tile_length(term.compute_dtype)
-    terms, rest = np.empty(tile, term.compute_dtype), np.empty(tile)
-    for segments in _segments(x, t, flags=[["readonly"]] * 2):
-        padded = [_padded(segment, tile) for segment in segments]
-        kernel(*padded, state, term.log_target or None, term.absent, terms, rest)
+    operands = [as_stored(input), as_stored(target)]
+    masks = [] if where is None else [where]
+    no_mask = [None] * (not masks)
+    add = kernel(_sum_segment, [*operands, *(masks or no_mask)], (numba.int64[::1],), term)
+    terms, rest = workspace(term)
+    for found in segments(*operands, *masks, flags=["readonly"] * (2 + len(masks))):
+        pieces = padded([*found, *no_mask], terms.size)
+        add(*pieces, state, term.log_target or None, term.absent, terms, rest)
 
 
-def block_terms(input: Chunk, target: Chunk, term: Term) -> Chunk:
-    """Return the terms of a pair of chunks, computed as for a sum and rounded once."""
+def block_terms(input: Chunk, target: Chunk, term: Term, where: Mask | None = None) -> Chunk:
+    """Return the terms of a pair of chunks, computed as for a sum and rounded once.
+
+    Those that `where` excludes are 0.
+    """
     order: Any = "F" if np.isfortran(input) and np.isfortran(target) else "C"
     out = np.empty(np.broadcast_shapes(input.shape, target.shape), term.dtype, order)
-    operands = as_stored(input), as_stored(target), as_stored(out)
-    kernel = _kernel(_fill_segment, *operands, term)
-    tile = tile_length(term.compute_dtype)
-    work = np.empty(tile, term.compute_dtype)
-    with _segments(*operands, flags=[["readonly"], ["readonly"], ["writeonly"]]) as iterator:
-        for segments in iterator:
-            padded = [_padded(segment, tile) for segment in segments]
-            kernel(*padded, term.log_target or None, term.absent, work)
-            if padded[-1] is not segments[-1]:
-                segments[-1][...] = padded[-1][: segments[-1].size]
+    stored = as_stored(out)
+    operands = [as_stored(input), as_stored(target)]
+    masks = [] if where is None else [where]
+    no_mask = [None] * (not masks)
+    result = (stored_type(stored)[::1],)
+    write = kernel(_fill_segment, [*operands, *(masks or no_mask)], result, term)
+    terms, _ = workspace(term)
+    flags = [*["readonly"] * (2 + len(masks)), "writeonly"]
+    with segments(*operands, *masks, stored, flags=flags) as iterator:
+        for *found, segment in iterator:
+            *pieces, piece = padded([*found, *no_mask, segment], terms.size)
+            write(*pieces, piece, term.log_target or None, term.absent, terms)
+            if piece is not segment:
+                segment[...] = piece[: segment.size]
     return out[()]

@@ -1,0 +1,149 @@
+"""From merged partials to numbers: finalise."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+
+from kldiv_dask import partial
+from kldiv_dask.align import Pair
+from kldiv_dask.graph.rows import included_rows
+from kldiv_dask.graph.stages import stage
+from kldiv_dask.options import Kind, Reduction
+
+
+@stage("finalise")
+def _finalise(
+    merged: partial.Partial,
+    rows: Any = None,
+    *,
+    reduction: Reduction,
+    to: np.dtype[Any],
+    copies: int,
+    masked: bool,
+) -> Any:
+    sums = partial.total(merged.reshape(partial.SIZE))
+    divisor = sums.numel if reduction.kind == "mean" else 1
+    if reduction.per_batch:
+        divisor *= _batch_size(sums, rows, copies, masked)
+    return partial.quotient(sums, divisor, to)
+
+
+@stage("finalise")
+def _finalise_many(merged: partial.Partial, kind: Kind, to: np.dtype[Any]) -> Any:
+    """Finalise a partial for each output, and leave an axis of length one in place of it."""
+    divisors = merged[..., partial.NUMEL]
+    if kind == "sum":
+        divisors = np.ones_like(divisors)
+    return partial.quotients(merged, divisors, to)[..., None]
+
+
+@stage("finalise")
+def _without(values: Any, axis: tuple[int, ...]) -> Any:
+    return values.squeeze(axis)
+
+
+@stage("finalise")
+def _finalise_count(merged: partial.Partial, slot: int) -> Any:
+    return merged.reshape(partial.SIZE)[slot]
+
+
+@stage("finalise")
+def _finalise_batch_size(
+    merged: partial.Partial, rows: Any = None, *, copies: int, masked: bool
+) -> Any:
+    sums = partial.total(merged.reshape(partial.SIZE))
+    return np.int64(_batch_size(sums, rows, copies, masked))
+
+
+def _batch_size(sums: partial.Total, rows: Any, copies: int, masked: bool) -> int:
+    """Return how many rows there are, each counted in `copies` blocks.
+
+    If some elements are masked, of the rows that include any: `rows`, or all if there are elements.
+    """
+    if masked and not sums.numel:
+        return 0
+    return sums.rows // copies if rows is None else int(rows)
+
+
+def value(merged: da.Array, reduction: Reduction, pair: Pair, dtype: np.dtype[Any]) -> da.Array:
+    """Return the reduced value of a single partial, 0-d, rounded once to `dtype`."""
+    rows = included_rows(pair) if reduction.per_batch else None
+    return _single(
+        _finalise,
+        merged,
+        rows,
+        dtype,
+        reduction=reduction,
+        to=dtype,
+        copies=pair.copies,
+        masked=pair.where is not None,
+    )
+
+
+def values(
+    merged: da.Array, kind: Kind, axes: tuple[int, ...], dtype: np.dtype[Any], keepdims: bool
+) -> da.Array:
+    """Return the sums or means of many outputs, each rounded once to `dtype`."""
+    last = merged.ndim - 1
+    finalised = da.map_blocks(
+        _finalise_many,
+        merged,
+        kind=kind,
+        to=dtype,
+        chunks=(*merged.chunks[:last], (1,)),
+        dtype=dtype,
+        meta=np.empty((0,) * merged.ndim, dtype),
+    )
+    return without(finalised, (last,) if keepdims else (*axes, last))
+
+
+def without(array: da.Array, axes: tuple[int, ...]) -> da.Array:
+    """Drop axes of length one."""
+    if not axes:
+        return array
+    return da.map_blocks(
+        _without,
+        array,
+        axis=axes,
+        drop_axis=list(axes),
+        dtype=array.dtype,
+        meta=np.empty((0,) * (array.ndim - len(axes)), array.dtype),
+    )
+
+
+def count(merged: da.Array, what: Literal["numel", "nan", "posinf", "neginf"]) -> da.Array:
+    """Return a count that a single partial holds, 0-d int64."""
+    slot = getattr(partial, what.upper())
+    return _single(_finalise_count, merged, None, np.dtype(np.int64), slot=slot)
+
+
+def batch_size(merged: da.Array, pair: Pair) -> da.Array:
+    """Return what 'batchmean' divides by, 0-d int64."""
+    return _single(
+        _finalise_batch_size,
+        merged,
+        included_rows(pair),
+        np.dtype(np.int64),
+        copies=pair.copies,
+        masked=pair.where is not None,
+    )
+
+
+def _single(
+    function: Callable[..., Any],
+    merged: da.Array,
+    rows: da.Array | None,
+    dtype: np.dtype[Any],
+    **keywords: Any,
+) -> da.Array:
+    return da.map_blocks(
+        function,
+        merged,
+        *([] if rows is None else [rows]),
+        drop_axis=list(range(merged.ndim)),
+        dtype=dtype,
+        meta=np.zeros((), dtype),  # its value goes into the key
+        **keywords,
+    )

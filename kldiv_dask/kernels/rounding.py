@@ -1,0 +1,146 @@
+"""Many exact sums, each divided by a whole number and rounded once."""
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask.kernels.bits import float64_bits
+from kldiv_dask.kernels.compiled import compiled
+from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF
+
+# A remainder and a limb behind it fit an int64 up to here.
+MAX_DIVISOR = 2**31 - 1
+
+# As a pattern, and in no format is infinity above it.
+FLOAT64_INFINITY = np.int64(2047 << 52)
+
+_LIMB_MASK = np.int64(0xFFFFFFFF)
+
+
+class Format(NamedTuple):
+    """A binary floating-point format: bits of its significand, exponent of its lowest bit."""
+
+    precision: int
+    lowest: int
+    bits: int
+
+
+_FORMATS = {
+    "float16": Format(11, -24, 16),
+    "bfloat16": Format(8, -133, 16),
+    "float32": Format(24, -149, 32),
+    "float64": Format(53, -1074, 64),
+}
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _digit(state, index, lowest, negative):
+    """Return a limb of the magnitude; that of a negative sum is the complement."""
+    if index < lowest:
+        return np.int64(0)
+    limb = state[index] & _LIMB_MASK
+    if not negative:
+        return limb
+    return _LIMB_MASK + 1 - limb if index == lowest else _LIMB_MASK - limb
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _magnitude(state, divisor, precision, lowest_bit):
+    """Return the pattern of the finite sum's magnitude divided by `divisor`, rounded to even.
+
+    It is a whole number of the format's smallest subnormals, counted as patterns are: one for each
+    representable number. What is too large for the format is for the caller to see.
+    """
+    negative = state[LIMBS - 1] < 0
+    lowest = 0
+    while lowest < LIMBS and state[lowest] == 0:
+        lowest += 1
+    if lowest == LIMBS:
+        return np.int64(0)
+    index = LIMBS - 1
+    while _digit(state, index, lowest, negative) == 0:
+        index -= 1
+    # Long division to three limbs from the first that is not 0, which is that of the sum's first
+    # limb or the next. Below the lowest limb there are only zeros.
+    first = np.int64(0)
+    remainder = _digit(state, index, lowest, negative)
+    if remainder >= divisor:
+        first = remainder // divisor
+        remainder %= divisor
+    while first == 0:
+        index -= 1
+        remainder = (remainder << 32) | _digit(state, index, lowest, negative)
+        first = remainder // divisor
+        remainder %= divisor
+    remainder = (remainder << 32) | _digit(state, index - 1, lowest, negative)
+    second = remainder // divisor
+    remainder = ((remainder % divisor) << 32) | _digit(state, index - 2, lowest, negative)
+    third = remainder // divisor
+    inexact = remainder % divisor != 0 or lowest < index - 2
+    # The first 62 bits, the last of which is also 1 where anything follows.
+    high = (first << 30) | (second >> 2)
+    low = ((second & 3) << 32) | third
+    spare = 62 - 30 - ((float64_bits(np.float64(first)) >> 52) - 1022)
+    left = 34 - spare
+    significand = (high << spare) | (low >> left)
+    if inexact or low & ((np.int64(1) << left) - 1) != 0:
+        significand |= 1
+    exponent = 32 * (index - 2) - 1074 + left
+    shift = min(max(62 - precision, lowest_bit - exponent), 63)
+    whole = significand >> shift
+    rest = significand & ((np.int64(1) << shift) - 1)
+    half = np.int64(1) << (shift - 1)
+    if rest > half or (rest == half and whole & 1):
+        whole += 1
+    # A carry into the next power of two, or from the largest subnormal, comes out right.
+    scale = max(exponent + shift - lowest_bit, 0)
+    return (scale << (precision - 1)) + whole if scale < 2046 else FLOAT64_INFINITY
+
+
+def _round_quotients(states, divisors, out, precision, lowest_bit, infinity, sign):
+    for i in range(out.size):
+        state = states[i]
+        pattern = infinity
+        negative = state[LIMBS - 1] < 0
+        if state[NAN] > 0 or (state[POSINF] > 0 and state[NEGINF] > 0) or divisors[i] == 0:
+            pattern |= np.int64(1) << (precision - 2)  # a quiet NaN
+        elif state[POSINF] > 0 or state[NEGINF] > 0:
+            negative = state[NEGINF] > 0
+        else:
+            pattern = min(_magnitude(state, divisors[i], precision, lowest_bit), infinity)
+        out[i] = pattern | sign if negative else pattern
+
+
+def round_quotients(
+    states: npt.NDArray[np.int64], divisors: npt.NDArray[np.int64], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    """Return exact sums divided by whole numbers, each rounded once to nearest, ties to even.
+
+    NaN where a sum has NaN terms or infinities of both signs, and where the divisor is 0; an
+    infinity where it has infinities of one sign.
+
+    Parameters
+    ----------
+    states : int64 array of shape (n, STATE) or wider
+        Canonical.
+    divisors : int64 array of shape (n,)
+        From 0 to `MAX_DIVISOR`.
+    dtype : numpy.dtype
+        float16, bfloat16, float32 or float64.
+
+    Returns
+    -------
+    array of shape (n,)
+        Of type `dtype`.
+    """
+    format = _FORMATS[dtype.name]
+    out = np.empty(len(states), f"i{dtype.itemsize}")
+    words = [numba.int64] * 4
+    types = (numba.int64[:, ::1], numba.int64[::1], numba.from_dtype(out.dtype)[::1], *words)
+    infinity = (2 ** (format.bits - format.precision) - 1) << (format.precision - 1)
+    kernel = compiled(_round_quotients, types)
+    sign = -(2 ** (format.bits - 1))
+    kernel(states, divisors, out, format.precision, format.lowest, infinity, sign)
+    return out.view(dtype)

@@ -1,0 +1,132 @@
+"""The exact sums of torch's terms along some axes of a pair of chunks: one for each output."""
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask.kernels import exact_sum
+from kldiv_dask.kernels.machine import prefetch, tile_size
+from kldiv_dask.kernels.pointwise import Chunk, Mask, Term, fill, kernel, padded, workspace
+from kldiv_dask.kernels.segments import BUFFER, Buffers, Slices, pieces
+from kldiv_dask.kernels.stored import as_stored
+
+# Outputs that are summed at a time, so that their states take no more than some 300 kB.
+OUTPUTS = 512
+
+# Elements of a row that are copied at a time where a row is not what lies together in memory: a
+# piece of 64 outputs by 256 elements then uses whole cache lines.
+STRIDED = 256
+
+
+def _sum_rows(x, t, mask, states, length, log_target, absent, terms, rest):
+    """Add to each state the terms of its row, which has `length` elements."""
+    tile = tile_size(terms)
+    half = tile // 2
+    size = len(states) * length
+    row = 0
+    row_end = length
+    for start in range(0, size, tile):
+        # The last tile ends at the end.
+        first = min(start, x.size - tile)
+        stop = min(start + tile, size)
+        prefetch(x, first + tile, half)
+        prefetch(t, first + tile, half)
+        fill(x, t, mask, first, terms, log_target, absent)
+        prefetch(x, first + tile + half, half)
+        prefetch(t, first + tile + half, half)
+        while start < stop:
+            end = min(row_end, stop)
+            exact_sum.add_terms(states[row], terms[start - first : end - first], rest)
+            start = end
+            if end == row_end:
+                exact_sum.carry_compiled(states[row])
+                row += 1
+                row_end += length
+
+
+class RowSums:
+    """A pair of chunks whose terms are to be summed along some axes.
+
+    The outputs are met in pieces: ``for piece in sums.pieces: sums.add(states, piece)``.
+
+    Parameters
+    ----------
+    input, target : arrays that broadcast together
+        Converted to the computation type piece by piece.
+    where : bool array that broadcasts to the shape of both, or None
+        Which terms to add.
+    axes : tuple of int
+        What to sum along.
+    term : Term
+        What a term is.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        That of the outputs.
+    pieces : iterator of tuples of slices
+        Each takes a run of at most `OUTPUTS` outputs, in C order.
+    """
+
+    def __init__(
+        self, input: Chunk, target: Chunk, where: Mask | None, axes: tuple[int, ...], term: Term
+    ) -> None:
+        stored = [as_stored(input), as_stored(target)]
+        full = np.broadcast_shapes(input.shape, target.shape)
+        last = range(-len(axes), 0)
+        masks = [] if where is None else [where]
+        self._operands = [
+            np.moveaxis(np.broadcast_to(a, full), axes, last) for a in (*stored, *masks)
+        ]
+        self._no_mask = [None] * (not masks)
+        self._buffers = Buffers(self._operands)
+        self._term = term
+        self._work = workspace(term)
+        moved = self._operands[0].shape
+        kept = len(moved) - len(axes)
+        self.shape, self._row = moved[:kept], moved[kept:]
+        at_once = outputs = math.prod(self._row)
+        outputs = OUTPUTS
+        if self._buffers.needed:
+            strided = any(_fastest(operand) < kept for operand in self._operands)
+            at_once = min(at_once, STRIDED if strided else BUFFER)
+            outputs = min(OUTPUTS, BUFFER // max(at_once, 1))
+        self._at_once = at_once
+        self.pieces = pieces(self.shape, outputs)
+        types = (numba.int64[:, ::1], numba.int64)
+        self._kernel = kernel(_sum_rows, [*stored, *(masks or self._no_mask)], types, term)
+
+    def included(self, piece: Slices) -> npt.NDArray[np.int64]:
+        """Return how many terms each of a piece of the outputs is the sum of, flat."""
+        if self._no_mask:
+            outputs = math.prod(
+                len(range(*cut.indices(size))) for cut, size in zip(piece, self.shape, strict=True)
+            )
+            return np.full(outputs, math.prod(self._row), np.int64)
+        along = tuple(range(-len(self._row), 0))
+        counts: npt.NDArray[np.int64] = self._operands[-1][piece].sum(axis=along, dtype=np.int64)
+        return counts.reshape(-1)
+
+    def add(self, states: npt.NDArray[np.int64], piece: Slices) -> None:
+        """Add the sums of a piece of the outputs to `states`, a row for each, left canonical."""
+        term = self._term
+        for part in pieces(self._row, self._at_once):
+            found = self._buffers.contiguous([a[piece + part] for a in self._operands])
+            length = found[0].size // max(len(states), 1)
+            if length:
+                operands = padded([*found, *self._no_mask], self._work[0].size)
+                self._kernel(
+                    *operands, states, length, term.log_target or None, term.absent, *self._work
+                )
+
+
+def _fastest(array: npt.NDArray[Any]) -> int:
+    """Return the axis along which neighbours are nearest in memory."""
+    steps = [
+        abs(stride) if size > 1 and stride else math.inf
+        for size, stride in zip(array.shape, array.strides, strict=True)
+    ]
+    return min(range(array.ndim), key=steps.__getitem__, default=0)

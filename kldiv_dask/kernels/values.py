@@ -1,0 +1,34 @@
+"""The exact sum of numbers as they are."""
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask.kernels import exact_sum
+from kldiv_dask.kernels.compiled import compiled
+from kldiv_dask.kernels.machine import tile_length, tile_size
+
+FLOAT64 = np.dtype(np.float64)
+
+
+def _sum_values(values, state, rest):
+    tile = tile_size(rest)
+    for start in range(0, values.size, tile):
+        exact_sum.add_terms(state, values[start : start + tile], rest)
+        if start % exact_sum.MAX_ADDITIONS == 0:
+            exact_sum.carry_compiled(state)
+    exact_sum.carry_compiled(state)
+
+
+def add_values(state: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
+    """Add numbers to an exact sum.
+
+    Parameters
+    ----------
+    state : int64 array of shape (STATE,)
+        Changed in place, and left canonical.
+    values : float64 array, 1-d
+    """
+    signature = (numba.float64[::1], numba.int64[::1], numba.float64[::1])
+    rest = np.empty(tile_length(FLOAT64))
+    compiled(_sum_values, signature)(np.ascontiguousarray(values), state, rest)
