@@ -41,6 +41,27 @@ def main() -> None:
 @click.argument("target")
 @click.option("--log-target", is_flag=True, help="TARGET holds log-probabilities.")
 @click.option(
+    "--logits",
+    is_flag=True,
+    help="Both hold logits. What is summed is then the KL divergence of their softmax at each"
+    " position, and mean divides by the number of positions.",
+)
+@click.option(
+    "--axis",
+    type=int,
+    help="With --logits, the axis of the classes.  [default: -1]",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    help="With --logits, what they are divided by.  [default: 1]",
+)
+@click.option(
+    "--where",
+    metavar="PATH",
+    help="Array of booleans: what to include of the elements, or with --logits of the positions.",
+)
+@click.option(
     "--reduction",
     type=click.Choice(["mean", "batchmean", "sum"]),
     default="mean",
@@ -84,6 +105,7 @@ def compute(
     input: str,
     target: str,
     reduction: str,
+    logits: bool,
     scheduler: str | None,
     workers: int | None,
     threads: int | None,
@@ -92,13 +114,14 @@ def compute(
 ) -> None:
     """Print the KL divergence of TARGET from INPUT, in nats.
 
-    INPUT holds log-probabilities and TARGET probabilities. Each is a .npy file, or a Zarr array
-    or group: a directory or an fsspec URL. The workers of a running cluster must find them under
-    the same names.
+    INPUT holds log-probabilities and TARGET probabilities, but for --log-target and --logits. Each
+    is a .npy file, or a Zarr array or group: a directory or an fsspec URL. The workers of a running
+    cluster must find them under the same names.
 
     \b
     Example:
       kldiv-dask compute student.zarr teacher.zarr --reduction batchmean
+      kldiv-dask compute student.zarr teacher.zarr --logits --where tokens.npy
 
     With --json, one line holds an object with the value, the reduction, all of sum, mean,
     batchmean, numel, batch_size, nan_count, posinf_count and neginf_count, the dtype, the seconds
@@ -117,6 +140,7 @@ def compute(
         raise click.UsageError(
             "--scheduler uses a running cluster; --workers and --threads are for one started here"
         )
+    _check_kind(logits, **options)
     with (
         _failing(FAILED),
         _stoppable(),
@@ -126,7 +150,7 @@ def compute(
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _show_warning
         with _failing(BAD_INPUT):
-            lazy, bytes_read = _open(input, target, **options)
+            lazy, bytes_read = _open(input, target, logits, **options)
         if scheduler:
             with _failing(BAD_INPUT, f"--scheduler {scheduler}: "):
                 client = stack.enter_context(connect(scheduler))
@@ -138,7 +162,7 @@ def compute(
         start = time.perf_counter()
         summary = _run(client, lazy)
         seconds = time.perf_counter() - start
-        _warn(summary, reduction, options["zero_safe"])
+        _warn(summary, reduction, logits, options["zero_safe"])
     value = getattr(summary, reduction)
     if not as_json:
         click.echo(value)
@@ -147,6 +171,7 @@ def compute(
         "value": value,
         "reduction": reduction,
         **summary._asdict(),
+        "logits": logits,
         **options,
         "dtype": value.dtype.name,
         "seconds": round(seconds, 3),
@@ -159,24 +184,47 @@ def compute(
     click.echo(json.dumps(plain, allow_nan=False))
 
 
+def _check_kind(logits: bool, log_target: bool, zero_safe: bool, **others: Any) -> None:
+    """Refuse options that say nothing about the kind of data."""
+    if logits and (log_target or zero_safe):
+        raise click.UsageError("--log-target and --zero-safe are for what is not --logits")
+    if not logits and (others["axis"] is not None or others["temperature"] is not None):
+        raise click.UsageError("--axis and --temperature are for --logits")
+
+
 def _open(
     input: str,
     target: str,
+    logits: bool,
+    log_target: bool,
+    zero_safe: bool,
+    axis: int | None,
+    temperature: float | None,
+    where: str | None,
+    dtype: str | None,
     chunks: str | None,
     input_key: str | None,
     target_key: str | None,
-    **options: Any,
 ) -> tuple["KLDivSummary", int]:
-    """Open the arrays; return what is to be computed and how many bytes that will read."""
-    from kldiv_dask.functional import kl_div_summary
-    from kldiv_dask.storage import open_pair
+    """Open the arrays; return what is to be computed and how many bytes of them that will read."""
+    from kldiv_dask.functional import kl_div_summary, kl_div_with_logits_summary
+    from kldiv_dask.storage import open_array, open_pair
 
     x, t = open_pair(
         input, target, chunks=_parse_chunks(chunks), input_key=input_key, target_key=target_key
     )
+    mask = None if where is None else open_array(where)
     # Array expressions have no nbytes.
     bytes_read = sum(math.prod(array.shape) * array.dtype.itemsize for array in (x, t))
-    return kl_div_summary(x, t, **options), bytes_read
+    if not logits:
+        return kl_div_summary(
+            x, t, log_target=log_target, where=mask, dtype=dtype, zero_safe=zero_safe
+        ), bytes_read
+    axis = -1 if axis is None else axis
+    temperature = 1.0 if temperature is None else temperature
+    return kl_div_with_logits_summary(
+        x, t, axis=axis, temperature=temperature, where=mask, dtype=dtype
+    ), bytes_read
 
 
 def _parse_chunks(text: str | None) -> Any:
@@ -207,17 +255,18 @@ def _run(client: "Client", lazy: "KLDivSummary") -> "KLDivSummary":
         raise OSError(f"on a worker, {error}") from error
 
 
-def _warn(summary: "KLDivSummary", reduction: str, zero_safe: bool) -> None:
+def _warn(summary: "KLDivSummary", reduction: str, logits: bool, zero_safe: bool) -> None:
     """Warn of what the value is or hides."""
     from kldiv_dask.options import resolve_reduction
 
-    resolve_reduction(None, None, reduction, stacklevel=2)
+    if not logits:
+        resolve_reduction(None, None, reduction, stacklevel=2)
     if summary.nan_count or summary.posinf_count or summary.neginf_count:
         message = (
-            f"of {summary.numel} terms {summary.nan_count} are NaN, {summary.posinf_count} +inf"
-            f" and {summary.neginf_count} -inf"
+            f"of {summary.numel} {'positions' if logits else 'terms'} {summary.nan_count} are NaN,"
+            f" {summary.posinf_count} +inf and {summary.neginf_count} -inf"
         )
-        if summary.nan_count and not zero_safe:
+        if summary.nan_count and not (zero_safe or logits):
             message += "; --zero-safe counts zero targets as 0 where INPUT is infinite"
         warnings.warn(message, stacklevel=2)
 

@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
+
+from kldiv_dask.cli import main
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
@@ -64,6 +67,14 @@ def run(*command, **environment):
     with started(*command, **environment) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out.decode(), err.decode().splitlines()
+
+
+def call(capsys, *arguments):
+    """Call the command in this process: exit code, stdout and lines on stderr."""
+    with pytest.raises(SystemExit) as end:
+        main(["compute", *arguments], prog_name="kldiv-dask")
+    out, err = capsys.readouterr()
+    return end.value.code, out, err.splitlines()
 
 
 class Terminal:

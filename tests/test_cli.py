@@ -17,8 +17,8 @@ import zarr
 from distributed import LocalCluster
 
 from kldiv_dask import cluster, kl_div_summary, open_pair
-from kldiv_dask.cli import _parse_chunks, _plain, main
-from tests.commands import at_terminal, eventually, run, started
+from kldiv_dask.cli import _parse_chunks, _plain
+from tests.commands import at_terminal, call, eventually, run, started
 
 
 @pytest.fixture
@@ -48,14 +48,6 @@ def endless(tmp_path, monkeypatch):
     shape, chunks = (2**23, 2**10), (2**12, 2**10)
     zarr.create_array("x.zarr", shape=shape, chunks=chunks, dtype="f4", fill_value=0.5)
     return "x.zarr", "x.zarr", "--reduction", "sum", "--chunks", "16 MiB"
-
-
-def call(capsys, *arguments):
-    """Call the command in this process: exit code, stdout and lines on stderr."""
-    with pytest.raises(SystemExit) as end:
-        main(["compute", *arguments], prog_name="kldiv-dask")
-    out, err = capsys.readouterr()
-    return end.value.code, out, err.splitlines()
 
 
 def strict(text):
@@ -114,7 +106,11 @@ def test_it_is_a_dask_command_too(masked):
         "nan_count": 2,
         "posinf_count": 0,
         "neginf_count": 0,
+        "logits": False,
         "log_target": False,
+        "axis": None,
+        "temperature": None,
+        "where": None,
         "dtype": "float64",
         "zero_safe": False,
         "input_key": None,
