@@ -152,17 +152,72 @@ def reduce(terms: Array, reduction: str, batch: int | None, dtype: npt.DTypeLike
     return np.asarray(quotient(total, divisors[reduction], dtype))
 
 
+def reduce_along(
+    terms: Array,
+    mask: Array,
+    reduction: str,
+    axis: int | tuple[int, ...] | None,
+    keepdims: bool,
+    dtype: npt.DTypeLike,
+) -> Array:
+    """Reduce those of the given terms that a mask of the same shape includes: sum or mean."""
+    axes = range(terms.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(number % terms.ndim for number in axes)
+    last = range(-len(axes), 0)
+    terms, mask = np.moveaxis(terms, axes, last), np.moveaxis(mask, axes, last)
+    out = np.empty(terms.shape[: terms.ndim - len(axes)], dtype)
+    for index in np.ndindex(out.shape):
+        total = exact_sum(terms[index][mask[index]])
+        out[index] = quotient(total, total.count if reduction == "mean" else 1, dtype)
+    return np.expand_dims(out, axes) if keepdims else out
+
+
+def included_rows(input: Array, mask: Array) -> int:
+    """How many rows along axis 0 of `input` have an element that a mask of the result includes."""
+    if input.ndim == 0 or input.shape[0] == 1:
+        return int(mask.any())
+    place = mask.ndim - input.ndim
+    return int(mask.any(axis=tuple(i for i in range(mask.ndim) if i != place)).sum())
+
+
+def reduce_included(
+    terms: Array,
+    input: Array,
+    reduction: str,
+    dtype: npt.DTypeLike,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    where: Any = True,
+) -> Array:
+    """Reduce given terms, of the computation type, as `kl_div` does with a mask."""
+    mask = np.broadcast_to(np.asarray(where), terms.shape)
+    if reduction == "none":
+        return reduce(np.where(mask, terms, terms.dtype.type(0)), reduction, None, dtype)
+    if reduction != "batchmean":
+        return reduce_along(terms, mask, reduction, axis, keepdims, dtype)
+    result = reduce(terms[mask], reduction, included_rows(input, mask), dtype)
+    return np.expand_dims(result, tuple(range(terms.ndim))) if keepdims else result
+
+
 def kl_div(
     input: Array,
     target: Array,
     reduction: str = "mean",
     log_target: bool = False,
     *,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    where: Any = None,
     dtype: npt.DTypeLike | None = None,
     zero_safe: bool = False,
 ) -> Array:
     """All of it, but for the legacy flags and the warnings."""
     x, t = np.asarray(input), np.asarray(target)
     terms = pointwise(x, t, log_target, zero_safe, dtype)
-    batch = x.shape[0] if x.ndim else None
-    return reduce(terms, reduction, batch, result_type(x, t) if dtype is None else dtype)
+    result = result_type(x, t) if dtype is None else dtype
+    if where is not None or axis is not None or keepdims:
+        options: dict[str, Any] = {"axis": axis, "keepdims": keepdims}
+        mask = True if where is None else where
+        return reduce_included(terms, x, reduction, result, where=mask, **options)
+    return reduce(terms, reduction, x.shape[0] if x.ndim else None, result)

@@ -256,3 +256,71 @@ def test_halfway_and_a_hair_beside_it(name: str, pattern: int, hair: int, negati
     for beside in (-1, 0, 1):
         value = tie + beside * (upper - lower) / 2 ** (hair + 2)
         assert_rounded(-value if negative else value, name)
+
+
+# Many at once
+
+
+def limbs_of(units: int) -> Partial:
+    """The canonical partial of a sum, in units of 2**-1074."""
+    state = partial.zero()
+    state[: LIMBS - 1] = [(units >> 32 * i) & 0xFFFFFFFF for i in range(LIMBS - 1)]
+    state[LIMBS - 1] = units >> 32 * (LIMBS - 1)
+    return state
+
+
+def assert_quotients(sums: list[int], divisors: list[int]) -> None:
+    """Those of many are those of one by one, in every type."""
+    states = np.stack([limbs_of(units) for units in sums])
+    for name in NAMES:
+        got = partial.quotients(states, np.array(divisors), dtype_of(name))
+        one_by_one = [
+            partial.quotient(partial.total(state), divisor, dtype_of(name))
+            for state, divisor in zip(states, divisors, strict=True)
+        ]
+        assert_same_bits(got, np.array(one_by_one, dtype_of(name)), name)
+
+
+whole = st.builds(
+    lambda digits, shift, beside: (digits << shift) + beside,
+    st.integers(-(2**70), 2**70),
+    st.integers(0, 2060),
+    st.sampled_from([0, 1, -1, 2**31, -(2**33)]),
+)
+divisors = st.one_of(st.integers(0, 9), st.integers(0, 2**31 - 1), st.just(2**31 - 1))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(whole, divisors), min_size=1, max_size=20))
+@example([(sign * (2**2144 - 1), 1) for sign in (1, -1)])
+@example([(2**bits, 3) for bits in range(2140)])
+@example([(-(2**bits), 1) for bits in range(2140)])
+def test_many_quotients(pairs: list[tuple[int, int]]) -> None:
+    assert_quotients(*map(list, zip(*pairs, strict=True)))
+
+
+@pytest.mark.parametrize("divisor", [1, 3, 1000, 2**31 - 1, 2**31, 2**40])
+def test_many_halfway_cases(divisor: int) -> None:
+    """Ties of every type and a unit beside them, normal and subnormal, where limbs meet and not."""
+    rng = np.random.default_rng(1)
+    sums = []
+    for name in NAMES:
+        info = reference.finfo(dtype_of(name))
+        lowest = 1074 + int(info.minexp) - int(info.nmant) - 1  # half the smallest subnormal
+        for shift in [*range(max(lowest, 0), max(lowest, 0) + 70), *range(70, 2000, 61)]:
+            odd = 2 * int(rng.integers(0, 2 ** (int(info.nmant) + 1))) + 1
+            sums += [((odd << shift) * divisor + beside) * (-1) ** shift for beside in (-1, 0, 1)]
+    assert_quotients(sums, [divisor] * len(sums))
+
+
+def test_many_that_are_not_finite() -> None:
+    counts = list(itertools.product((0, 1, 7), repeat=3))
+    states = np.stack([limbs_of(units) for units in (5 << 1074, -5 << 1074, 0) for _ in counts])
+    states[:, [exact_sum.NAN, exact_sum.POSINF, exact_sum.NEGINF]] = counts * 3
+    for divisor, name in itertools.product((0, 2), NAMES):
+        dtype = dtype_of(name)
+        got = partial.quotients(states, np.full(len(states), divisor), dtype)
+        one_by_one = [partial.quotient(partial.total(s), divisor, dtype) for s in states]
+        assert_same_bits(got, np.array(one_by_one, dtype))
+        if divisor:
+            assert {-np.inf, -2.5, 0, 2.5, np.inf} < set(got.tolist())

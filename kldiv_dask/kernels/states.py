@@ -51,7 +51,8 @@ def _range(stored, like):
     return np.float64(from_ordered(least, like[0])), np.float64(from_ordered(most, like[0]))
 
 
-# Where all logits are finite and no weight is too small, faster loops give the same bits.
+# Where all logits are finite and no weight is too small, faster loops give the same bits; and so do
+# those that leave out a subtraction of 0 and a multiplication by 1.
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -85,7 +86,10 @@ def _fill_weights(stored, unit, scale, ordinary, out):
     real = out.dtype.type
     offset, scale, rounder = real(unit[0]), real(scale), classes.rounder(real(unit[1]))
     lowest = real(unit[1] * LN2 - _most_spread(out))
-    if ordinary:
+    if ordinary and offset == 0 and scale == 1:
+        for i in range(out.size):
+            out[i] = classes.power(widen(stored[i], out[i]), rounder)
+    elif ordinary:
         for i in range(out.size):
             out[i] = classes.power((widen(stored[i], out[i]) - offset) * scale, rounder)
     else:
