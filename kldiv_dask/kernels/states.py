@@ -33,8 +33,11 @@ PIECE = 1024
 
 LN2 = math.log(2)
 
-# What a state holds. A unit is given by its logarithm times T, and `HIGH` + `LOW` is r times T,
-# +inf where a gives the piece no mass.
+# Logits over temperature from which on they have a common offset worth subtracting.
+LARGE_OFFSET = 256.0
+
+# What a state holds. A unit is given by its logarithm times T, and `HIGH` + `LOW` is r times T:
+# +inf where a gives the piece no mass, else -inf where b gives it none.
 UNIT_TARGET, SUM_TARGET, UNIT_INPUT, SUM_INPUT, HIGH, LOW, DIVERGENCE = range(7)
 STATE = 7
 
@@ -65,11 +68,12 @@ def _most_spread(like):
 def _unit(most, scale, like):
     """Return what to subtract from logits, and the power of two to divide their exponentials by.
 
-    A float32 that is subtracted can cost 16 ulp of the weights of unlikely classes, a power of two
-    none. There is one for logits that `classes.power` reduces without loss.
+    A float32 that is subtracted can cost 16 ulp of the weight of an unlikely class, a power of two
+    none. But a large offset is better subtracted, which is exact for all classes within a factor
+    of two of it, and the others weigh less than exp(-128).
     """
-    if like.itemsize == 4 and abs(most) * scale < 2.0**16:
-        return 0.0, np.rint(most * scale / LN2)
+    if like.itemsize == 4 and abs(most) * scale < LARGE_OFFSET:
+        return 0.0, np.ceil(most * scale / LN2)
     # Where all classes are impossible, the weight of each is to be 0.
     return (most if most > -np.inf else 0.0), 0.0
 
@@ -105,22 +109,23 @@ def _rounding(b, a, difference):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _fill_terms(x, t, w, v, ratio, center, center_low, scale, ordinary):
+def _fill_terms(x, t, w, v, ratio, offsets, center, center_low, scale, ordinary):
     """Put p u in the place of w, and p (exp(u) - 1 - u) in that of v, both times W."""
     wide_vectors()
-    ratio, scale = w.dtype.type(ratio), w.dtype.type(scale)
-    if ordinary:
+    real = w.dtype.type
+    ratio, scale = real(ratio), real(scale)
+    offset_x, offset_t = real(offsets[0]), real(offsets[1])
+    if ordinary and offset_x == 0 and offset_t == 0:
         for i in range(w.size):
             b, a = widen(x[i], w[i]), widen(t[i], w[i])
             high = b - a
-            low = _rounding(b, a, high)
-            u = ((high - center) + (low - center_low)) * scale
+            u = ((high - center) + (_rounding(b, a, high) - center_low)) * scale
             shift = w[i] * u
             v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
             w[i] = shift
     else:
         for i in range(w.size):
-            b, a = widen(x[i], w[i]), widen(t[i], w[i])
+            b, a = widen(x[i], w[i]) - offset_x, widen(t[i], w[i]) - offset_t
             high = b - a
             low = classes.finite(_rounding(b, a, high))
             u = ((high - center) + (low - center_low)) * scale
@@ -130,25 +135,25 @@ def _fill_terms(x, t, w, v, ratio, center, center_low, scale, ordinary):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _center(state, scale, like):
-    """Return c times the temperature in two numbers of a type, given the masses of a state."""
-    b, a = state[UNIT_INPUT], state[UNIT_TARGET]
+def _center(b, a, ratio, scale, like):
+    """Return c times T in two numbers of a type, given T times the logarithms of the units."""
     high = b - a
-    low = _rounding(b, a, high) + log(state[SUM_INPUT] / state[SUM_TARGET]) / scale
+    low = _rounding(b, a, high) - log(ratio) / scale
     center = like.dtype.type(high + low)
     return center, like.dtype.type((high - np.float64(center)) + low)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _conclude(state, center, center_low, shift, excess, inner, scale):
+def _conclude(state, high, low, shift, excess, inner, scale):
     """Set the divergence of a state, and its r.
 
-    Given are the sums of p u, of p (exp(u) - 1 - u) and of what pieces diverge within themselves.
+    Given are c in two numbers, and the sums of p u, of p (exp(u) - 1 - u) and of what pieces
+    diverge within themselves.
     """
     # Beyond, the error of c does not matter, and that of z would.
     z = excess + shift if excess < 0.5 else 0.0
-    state[HIGH] = center
-    state[LOW] = center_low + z * (1 - z * (1 / 2 - z / 3)) / scale
+    state[HIGH] = high
+    state[LOW] = low + z * (1 - z * (1 / 2 - z / 3)) / scale
     divergence = excess - z * z * (1 / 2 - z * (1 / 3 - z / 4)) + inner
     state[DIVERGENCE] = 0.0 if divergence < 0 else divergence
 
@@ -158,7 +163,7 @@ def _is_settled(state):
     """Whether the masses alone tell the divergence, and if so set it."""
     if state[SUM_TARGET] > 0 and state[SUM_INPUT] > 0:
         return False
-    state[HIGH] = np.inf
+    state[HIGH] = np.inf if state[SUM_TARGET] == 0 else -np.inf
     state[LOW] = 0.0
     state[DIVERGENCE] = 0.0 if state[SUM_TARGET] == 0 else np.inf
     if np.isnan(state[SUM_TARGET] + state[SUM_INPUT]):
@@ -197,13 +202,22 @@ def describe(x, t, start, size, scale, w, v, state):
     state[UNIT_INPUT] = _logarithm(unit_input, most_input, scale)
     if _is_settled(state):
         return
-    center, center_low = _center(state, scale, w)
     ratio = mass / state[SUM_INPUT]
-    _fill_terms(b, a, w[:size], v[:size], ratio, center, center_low, scale, ordinary)
+    offsets = unit_input[0], unit_target[0]
+    # In float64 the two numbers that a difference is held in are exact enough, if it is finite.
+    if w.itemsize == 8 and max(abs(offsets[0]), abs(offsets[1])) < 2.0**1000:
+        offsets = 0.0, 0.0
+    logarithms = state[UNIT_INPUT] - offsets[0], state[UNIT_TARGET] - offsets[1]
+    center, center_low = _center(logarithms[0], logarithms[1], ratio, scale, w)
+    _fill_terms(b, a, w[:size], v[:size], ratio, offsets, center, center_low, scale, ordinary)
     prefetch(x, stop + 3 * quarter, quarter)
     prefetch(t, stop + 3 * quarter, quarter)
     shift, excess = lane_sum(w[:padded]) / mass, lane_sum(v[:padded]) / mass
-    _conclude(state, np.float64(center), np.float64(center_low), shift, excess, 0.0, scale)
+    high, low = np.float64(center), np.float64(center_low)
+    if offsets[0] != 0 or offsets[1] != 0:
+        difference = offsets[0] - offsets[1]
+        high, low = difference, _rounding(offsets[0], offsets[1], difference) + (high + low)
+    _conclude(state, high, low, shift, excess, 0.0, scale)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -226,8 +240,8 @@ def merge(states, scale, state):
     state[UNIT_INPUT], state[SUM_INPUT] = most_input, mass_input
     if _is_settled(state):
         return
-    center, center_low = _center(state, scale, states[0])
     ratio = mass_target / mass_input
+    center, center_low = _center(most_input, most_target, ratio, scale, states[0])
     shift = excess = inner = 0.0
     for i in range(len(states)):
         part = states[i]
