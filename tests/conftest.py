@@ -6,6 +6,15 @@ import pytest
 from distributed import Client, LocalCluster
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for what needs root and a daemon or two."""
+    parser.addoption(
+        "--runslurm",
+        action="store_true",
+        help="start a SLURM and run jobs on it; needs root, slurm-wlm and munge",
+    )
+
+
 @pytest.fixture(scope="session")
 def client() -> Iterator[Client]:
     """A client of two worker processes. Whoever wants it says so: ``compute(scheduler=client)``."""
