@@ -20,7 +20,7 @@ _LEGACY: dict[tuple[bool, bool], Kind] = {
     (False, False): "none",
 }
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Reduction(NamedTuple):
@@ -108,8 +108,8 @@ def resolve_axes(axis: Any, ndim: int) -> tuple[int, ...]:
 
 
 def _check_float(name: str, dtype: np.dtype[Any]) -> None:
-    if dtype.name not in _FLOATS:
-        raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(_FLOATS)}")
+    if dtype.name not in FLOATS:
+        raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(FLOATS)}")
 
 
 def named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -124,6 +124,13 @@ def named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
         named: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return named
     return np.dtype(dtype)
+
+
+def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the data type of a name, and refuse one that results can't have."""
+    named = named_dtype(dtype)
+    _check_float("dtype", named)
+    return named.newbyteorder("=")
 
 
 def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
@@ -142,8 +149,7 @@ def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dt
         if len({dtype.name for dtype in deciding if dtype.itemsize == resolved.itemsize}) > 1:
             resolved = np.dtype(np.float32)  # float16 and bfloat16: neither holds the other
     else:
-        resolved = named_dtype(dtype)
-        _check_float("dtype", resolved)
+        resolved = float_dtype(dtype)
     return resolved.newbyteorder("=")
 
 
@@ -154,8 +160,10 @@ def resolve_kind(kind: str, reduction: str, *, stacklevel: int) -> Reduction:
     """Check what a batch is, and resolve the reduction of many of them."""
     if kind not in _KINDS:
         raise ValueError(f"kind is {kind!r}; accepted are {', '.join(map(repr, _KINDS))}")
-    if reduction == "none":
-        raise ValueError("reduction is 'none'; accepted are 'mean', 'batchmean', 'sum'")
+    old = reduction == "elementwise_mean" and kind != "logits"
+    if reduction not in REDUCTIONS[1:] and not old:
+        accepted = ", ".join(map(repr, REDUCTIONS[1:]))
+        raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
     if kind == "logits":
         return resolve_logits_reduction(reduction)
     return resolve_reduction(None, None, reduction, stacklevel=stacklevel + 1)
@@ -181,17 +189,21 @@ def resolve_logits_dtype(
         target.dtype,
     )
     default = np.float64 if wide else np.float32
-    to = named_dtype(default if dtype is None else dtype).newbyteorder("=")
-    _check_float("dtype", to)
+    to = float_dtype(default if dtype is None else dtype)
     return to, wide or to == np.float64
+
+
+def resolve_integer_axis(axis: Any) -> int:
+    """Return the axis of the classes as it was given."""
+    if not isinstance(axis, SupportsIndex):
+        raise TypeError(f"axis is {axis!r}; accepted is an integer, the axis of the classes")
+    return operator.index(axis)
 
 
 def resolve_class_axis(axis: Any, input: Any, target: Any) -> int:
     """Return the axis of the classes, counted from the last, after checking it and its lengths."""
-    if not isinstance(axis, SupportsIndex):
-        raise TypeError(f"axis is {axis!r}; accepted is an integer, the axis of the classes")
     ndim: int = max(input.ndim, target.ndim)
-    number = operator.index(axis)
+    number = resolve_integer_axis(axis)
     if not -ndim <= number < ndim:
         raise AxisError(number, ndim, "axis")
     resolved = number % ndim - ndim
@@ -205,3 +217,16 @@ def resolve_class_axis(axis: Any, input: Any, target: Any) -> int:
             f"{right} classes along axis {resolved}; accepted are equal numbers from 1 on"
         )
     return resolved
+
+
+def resolve_temperature(temperature: Any) -> float:
+    """Return what logits are divided by, after checking that this and its reciprocal are finite."""
+    accepted = "accepted is a positive finite number"
+    if isinstance(temperature, bool | np.bool) or not isinstance(
+        temperature, int | float | np.integer | np.floating
+    ):
+        raise TypeError(f"temperature is {temperature!r}; {accepted}")
+    # The reciprocal of less is infinite.
+    if not 2.0**-1022 <= temperature <= np.finfo(np.float64).max:
+        raise ValueError(f"temperature is {temperature!r}; {accepted}")
+    return float(temperature)

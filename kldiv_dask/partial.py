@@ -35,6 +35,13 @@ def merge(partials: Partial, axis: tuple[int, ...], keepdims: bool = False) -> P
     return merged
 
 
+def bounds(place: int) -> tuple[int, int]:
+    """Return the range, as for `range`, of what a canonical partial may have at a place."""
+    if place < LIMBS - 1:
+        return 0, 1 << 32
+    return (-(1 << 63) if place == LIMBS - 1 else 0), 1 << 63
+
+
 class Total(NamedTuple):
     """What one partial holds, as Python integers."""
 

@@ -1,6 +1,5 @@
 """KL divergence of data that arrive in batches."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,7 +10,14 @@ import numpy.typing as npt
 from kldiv_dask import graph, partial
 from kldiv_dask.functional.divergence import prepare, whole
 from kldiv_dask.functional.logits import merged_positions, prepare_logits
-from kldiv_dask.options import named_dtype, resolve_kind
+from kldiv_dask.options import (
+    FLOATS,
+    float_dtype,
+    named_dtype,
+    resolve_integer_axis,
+    resolve_kind,
+    resolve_temperature,
+)
 
 # Of what `state_dict` returns.
 VERSION = 1
@@ -20,8 +26,9 @@ VERSION = 1
 class KLDivergence:
     """An exact running KL divergence, for batches of which each fits into a computation.
 
-    It gives the same bits as one call over all batches joined along their first axis, whatever the
-    batches, their order, and the order in which accumulators are merged.
+    It gives the same bits as one call over all batches joined along their first axis, or that of
+    the positions of logits, whatever the batches, their order, and the order in which accumulators
+    are merged.
 
     Parameters
     ----------
@@ -61,17 +68,19 @@ class KLDivergence:
         zero_safe: bool = False,
     ) -> None:
         self._reduction = resolve_kind(kind, reduction, stacklevel=2)
-        if kind != "logits" and (axis != -1 or temperature != 1):
+        self.kind = kind
+        self.reduction = reduction
+        self.axis = resolve_integer_axis(axis)
+        self.temperature = resolve_temperature(temperature)
+        self.zero_safe = bool(zero_safe)
+        self.dtype = None if dtype is None else float_dtype(dtype)
+        if kind != "logits" and (self.axis != -1 or self.temperature != 1):
             raise ValueError(
                 f"axis is {axis!r} and temperature is {temperature!r} with kind={kind!r}; they are "
                 "for logits"
             )
-        self.kind = kind
-        self.reduction = reduction
-        self.axis = operator.index(axis)
-        self.temperature = float(temperature)
-        self.zero_safe = bool(zero_safe)
-        self.dtype = None if dtype is None else named_dtype(dtype)
+        if kind == "logits" and self.zero_safe:
+            raise ValueError("zero_safe is True with kind='logits'; it is for the other kinds")
         self.reset()
 
     def reset(self) -> None:
@@ -113,11 +122,11 @@ class KLDivergence:
             )
             types = [term.dtype.name, term.compute_dtype.name]
             merged = graph.merged(graph.partials(pair, term, whole(pair)), None, whole(pair))
-        self._check_types(types)
+        self._check_types(types, "the batch")
         added, rows = dask.compute(merged, graph.batch_size(merged, pair))
         added = added.reshape(partial.SIZE)
         added[partial.ROWS] = rows
-        self._add(added, types)
+        self._set([self._partial, added], types)
 
     def compute(self) -> Any:
         """Return the reduction of all batches so far, a NumPy scalar, rounded once.
@@ -141,13 +150,22 @@ class KLDivergence:
         Raises
         ------
         ValueError
-            Another accumulator was constructed with other options.
+            Another accumulator was constructed with other options than this one, but for the
+            reduction.
+        TypeError
+            Its batches were computed in another type, or it is no accumulator.
         """
+        parts, types = [self._partial], self._types
         for other in others:
+            if not isinstance(other, KLDivergence):
+                raise TypeError(
+                    f"other is of type {type(other).__name__}; accepted is KLDivergence"
+                )
             self._check_options(other._options(), "the other accumulator")
-            if other._types is not None:
-                self._check_types(other._types)
-                self._add(other._partial, other._types)
+            self._check_types(other._types, "the other accumulator", types)
+            parts.append(other._partial)
+            types = types or other._types
+        self._set(parts, types)
         return self
 
     def __add__(self, other: Any) -> "KLDivergence":
@@ -162,7 +180,7 @@ class KLDivergence:
         return {
             "version": VERSION,
             **self._options(),
-            "types": self._types,
+            "types": None if self._types is None else list(self._types),
             "partial": self._partial.tolist(),
         }
 
@@ -173,21 +191,31 @@ class KLDivergence:
         ------
         ValueError
             It is damaged, of another version, or of an accumulator with other options.
+        TypeError
+            It is no mapping.
         """
-        if state.get("version") != VERSION:
-            raise ValueError(
-                f"the state is of version {state.get('version')!r}; accepted is {VERSION}"
-            )
-        self._check_options({name: state.get(name) for name in self._options()}, "the state")
-        numbers, types = state.get("partial"), state.get("types")
-        if (
-            not isinstance(numbers, list)
-            or len(numbers) != partial.SIZE
-            or not all(type(number) is int and abs(number) < 2**63 for number in numbers)
-        ):
-            raise ValueError(f"the state's partial is not a list of {partial.SIZE} integers")
-        self._partial = np.array(numbers, dtype=np.int64)
-        self._types = None if types is None else [str(name) for name in types]
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state is of type {type(state).__name__}; accepted is a dict")
+        expected = self.state_dict()
+        missing = [name for name in expected if name not in state]
+        if missing:
+            raise ValueError(f"the state has no {', '.join(missing)}")
+        if state["version"] != VERSION:
+            raise ValueError(f"the state is of version {state['version']!r}; accepted is {VERSION}")
+        self._check_options(state, "the state")
+        types = state["types"]
+        if types is not None:
+            if (
+                not isinstance(types, list)
+                or len(types) != 2
+                or types[0] not in FLOATS
+                or types[1] not in ("float32", "float64")
+            ):
+                raise ValueError(
+                    f"the state's types are {types!r}; accepted are two names of types"
+                )
+            types = list(types)
+        self._set([_checked_partial(state["partial"])], types)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -203,17 +231,31 @@ class KLDivergence:
             if options[name] != own:
                 raise ValueError(f"{whose} has {name}={options[name]!r}; accepted is {own!r}")
 
-    def _check_types(self, types: list[str]) -> None:
-        if self._types is not None and self._types != types:
+    def _check_types(
+        self, types: list[str] | None, whose: str, own: list[str] | None = None
+    ) -> None:
+        own = own or self._types
+        if own is not None and types is not None and own != types:
             raise TypeError(
-                f"the batch would be computed in {types[1]} to {types[0]}, where those before were "
-                f"computed in {self._types[1]} to {self._types[0]}; "
-                "give all batches one type, or construct with a dtype"
+                f"{whose} is computed in {types[1]} to {types[0]}, where those before were"
+                f" computed in {own[1]} to {own[0]}; give all batches one type"
             )
 
-    def _add(self, added: partial.Partial, types: list[str]) -> None:
-        self._partial = partial.merge(np.stack([self._partial, added]), axis=(0,))
+    def _set(self, parts: list[partial.Partial], types: list[str] | None) -> None:
+        self._partial = partial.merge(np.stack(parts), axis=(0,))
         self._types = types
 
     def __repr__(self) -> str:
         return f"KLDivergence({self.kind!r}, reduction={self.reduction!r})"
+
+
+def _checked_partial(numbers: Any) -> partial.Partial:
+    """Return a canonical partial that was stored as a list."""
+    wanted = f"the state's partial is not a list of {partial.SIZE} integers from state_dict"
+    if not isinstance(numbers, list) or len(numbers) != partial.SIZE:
+        raise ValueError(wanted)
+    for place, number in enumerate(numbers):
+        low, high = partial.bounds(place)
+        if type(number) is not int or not low <= number < high:
+            raise ValueError(f"{wanted}: at {place} it has {number!r}")
+    return np.array(numbers, dtype=np.int64)

@@ -1,6 +1,5 @@
 """KL divergence of softmax distributions from their logits."""
 
-import math
 from typing import Any
 
 import dask.array as da
@@ -8,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import graph
-from kldiv_dask.align import Pair, align, align_where, alone, as_dask
-from kldiv_dask.functional.divergence import SplitEvery
+from kldiv_dask.align import Pair, align, align_where, as_dask
+from kldiv_dask.functional.divergence import SplitEvery, whole
 from kldiv_dask.functional.summary import KLDivSummary, summarise
 from kldiv_dask.options import (
     resolve_class_axis,
     resolve_logits_dtype,
     resolve_logits_reduction,
+    resolve_temperature,
 )
 
 
@@ -158,8 +158,8 @@ def kl_div_with_logits_summary(
     (0.0, 4)
     """
     logits, to = prepare_logits(input, target, axis, temperature, where, dtype, stacklevel=2)
-    pair, merged = merged_positions(logits, split_every)
-    return summarise(merged, pair, to)
+    positions, blocks = graph.position_partials(logits, split_every)
+    return summarise(blocks, positions, to, split_every)
 
 
 def prepare_logits(
@@ -173,17 +173,16 @@ def prepare_logits(
     stacklevel: int,
 ) -> tuple[graph.Logits, np.dtype[Any]]:
     """Align the operands, the classes last, and resolve the type of the result."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature!r}; accepted is a positive finite number")
+    temperature = resolve_temperature(temperature)
     input, target = as_dask(input, target)
     to, wide = resolve_logits_dtype(input, target, dtype)
     classes = resolve_class_axis(axis, input, target)
     input, target = (_last(classes, logits) for logits in (input, target))
     # Narrowing would change logits, which are taken as exact.
     pair = align(input, target, np.dtype(np.float64), stacklevel=stacklevel + 1)
-    mask = None if where is None else align_where(where, pair.chunks[:-1])
-    temperature = float(temperature)
-    return graph.Logits(pair, mask, temperature, graph.computed_in(wide, temperature)), to
+    if where is not None:
+        pair = graph.mask_positions(pair, align_where(where, pair.chunks[:-1]))
+    return graph.Logits(pair, temperature, graph.computed_in(wide, temperature)), to
 
 
 def _last(axis: int, array: da.Array) -> da.Array:
@@ -195,7 +194,5 @@ def _last(axis: int, array: da.Array) -> da.Array:
 
 def merged_positions(logits: graph.Logits, split_every: SplitEvery) -> tuple[Pair, da.Array]:
     """Return what stands for the positions, and their merged partial."""
-    divergences = graph.divergences(logits, np.dtype(np.float64), split_every)
-    axes = tuple(range(divergences.ndim))
-    blocks = graph.position_partials(divergences, logits.where)
-    return alone(divergences, logits.where), graph.merged(blocks, split_every, axes)
+    positions, blocks = graph.position_partials(logits, split_every)
+    return positions, graph.merged(blocks, split_every, whole(positions))

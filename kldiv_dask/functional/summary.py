@@ -1,5 +1,6 @@
 """All reductions from one read."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import dask
@@ -45,11 +46,18 @@ class KLDivSummary(NamedTuple):
     neginf_count: Any
     """How many terms are -inf."""
 
-    def compute(self, **kwargs: Any) -> "KLDivSummary":
+    def compute(
+        self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
+    ) -> "KLDivSummary":
         """Compute all fields from a single read of the data.
+
+        Beyond 100,000 pairs of chunks, more than Dask's scheduler should be given at once, this
+        walks the data slab by slab, some at a time, with the same result.
 
         Parameters
         ----------
+        progress : callable, optional
+            Called with the number of pairs of chunks of each slab that is done.
         **kwargs
             Passed on to `dask.compute`, such as ``scheduler``.
 
@@ -59,6 +67,27 @@ class KLDivSummary(NamedTuple):
             The same fields as NumPy scalars.
         """
         return KLDivSummary(*dask.compute(*self, **kwargs))
+
+
+class LazySummary(KLDivSummary):
+    """A summary that knows the partials it is of."""
+
+    blocks: da.Array
+    pair: Pair
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there are more pairs of chunks than one graph should have."""
+        return graph.size(self.blocks) > graph.GRAPH
+
+    def compute(
+        self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
+    ) -> KLDivSummary:
+        """Compute all fields, slab by slab if there are too many for one graph."""
+        if not self.is_large:
+            return super().compute(**kwargs)
+        total = graph.walk(self.blocks, progress=progress, **kwargs)
+        return _fields(total, self.pair, self.sum.dtype).compute(**kwargs)
 
 
 def kl_div_summary(
@@ -100,12 +129,20 @@ def kl_div_summary(
     np.int64(1)
     """
     pair, term = prepare(input, target, log_target, dtype, zero_safe, where, stacklevel=2)
-    merged = graph.merged(graph.partials(pair, term, whole(pair)), split_every, whole(pair))
-    return summarise(merged, pair, term.dtype)
+    return summarise(graph.partials(pair, term, whole(pair)), pair, term.dtype, split_every)
 
 
-def summarise(merged: da.Array, pair: Pair, dtype: np.dtype[Any]) -> KLDivSummary:
-    """Return the lazy summary of a merged partial."""
+def summarise(
+    blocks: da.Array, pair: Pair, dtype: np.dtype[Any], split_every: SplitEvery
+) -> KLDivSummary:
+    """Return the lazy summary of partials."""
+    merged = graph.merged(blocks, split_every, whole(pair))
+    summary = LazySummary(*_fields(merged, pair, dtype))
+    summary.blocks, summary.pair = blocks, pair
+    return summary
+
+
+def _fields(merged: da.Array, pair: Pair, dtype: np.dtype[Any]) -> KLDivSummary:
     sum, mean, batchmean = (
         graph.value(merged, reduction, pair, dtype)
         for reduction in (Reduction("sum", False), Reduction("mean", False), Reduction("sum", True))

@@ -6,22 +6,33 @@ Everything here is public Dask API, so that the result works under Dask's defaul
 
 from kldiv_dask.graph.blocks import partials, sums, terms
 from kldiv_dask.graph.finalise import batch_size, count, value, values, without
-from kldiv_dask.graph.positions import Logits, computed_in, divergences, position_partials
+from kldiv_dask.graph.positions import (
+    Logits,
+    computed_in,
+    divergences,
+    mask_positions,
+    position_partials,
+)
+from kldiv_dask.graph.slabs import GRAPH, size, walk
 from kldiv_dask.graph.tree import fan_in, merged
 
 __all__ = [
+    "GRAPH",
     "Logits",
     "batch_size",
     "computed_in",
     "count",
     "divergences",
     "fan_in",
+    "mask_positions",
     "merged",
     "partials",
     "position_partials",
+    "size",
     "sums",
     "terms",
     "value",
     "values",
+    "walk",
     "without",
 ]

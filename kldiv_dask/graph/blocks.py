@@ -135,7 +135,7 @@ def _reduced(shape: Shape, axes: Shape) -> Shape:
 
 def terms(pair: Pair, term: Term) -> da.Array:
     """Return the terms, in the broadcast shape."""
-    return _blockwise(_terms, pair, dict(enumerate(pair.chunks)), term.dtype, term=term)
+    return blockwise(_terms, pair, dict(enumerate(pair.chunks)), term.dtype, term=term)
 
 
 def partials(pair: Pair, term: Term, axes: Shape) -> da.Array:
@@ -145,7 +145,7 @@ def partials(pair: Pair, term: Term, axes: Shape) -> da.Array:
     """
     whole = len(axes) == pair.ndim
     keywords = {} if whole else {"axes": axes}
-    return _blockwise(
+    return blockwise(
         _block if whole else _partials,
         pair,
         _chunks(pair, axes),
@@ -159,14 +159,14 @@ def partials(pair: Pair, term: Term, axes: Shape) -> da.Array:
 def sums(pair: Pair, term: Term, axes: Shape, kind: Kind) -> da.Array:
     """Return sums or means along `axes`, which have one chunk each, as axes of length one."""
     chunks = _chunks(pair, axes)
-    return _blockwise(_sums, pair, chunks, term.dtype, term=term, axes=axes, kind=kind)
+    return blockwise(_sums, pair, chunks, term.dtype, term=term, axes=axes, kind=kind)
 
 
 def _chunks(pair: Pair, axes: Shape) -> dict[int, Any]:
     return dict(enumerate(pair.chunks)) | dict.fromkeys(axes, 1)
 
 
-def _blockwise(
+def blockwise(
     function: Callable[..., Any],
     pair: Pair,
     adjust_chunks: dict[int, Any],
@@ -174,6 +174,7 @@ def _blockwise(
     new_axes: dict[int, int] | None = None,
     **keywords: Any,
 ) -> da.Array:
+    """Apply a function to each pair of chunks, and to that of `where` if there is one."""
     new_axes = new_axes or {}
     axes = tuple(range(pair.ndim))
     operands = [array for array in (pair.input, pair.target, pair.where) if array is not None]

@@ -1,14 +1,19 @@
-"""Divergences at positions from logits, whose last axis is that of the classes, and their sums."""
+"""Divergences at positions from logits, whose last axis is that of the classes, and their sums.
 
-from collections.abc import Callable, Mapping
+The axis of the classes stays to the end, with length one: Dask fuses reading a chunk with what is
+done to it only where all axes go on.
+"""
+
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
 
 from kldiv_dask import partial
-from kldiv_dask.align import Pair
-from kldiv_dask.graph.blocks import checked_shape
+from kldiv_dask.align import Pair, alone
+from kldiv_dask.graph.blocks import blockwise, checked_shape
+from kldiv_dask.graph.finalise import without
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.graph.tree import fan_in
 from kldiv_dask.kernels import softmax
@@ -16,42 +21,43 @@ from kldiv_dask.kernels.softmax import Chunk, Mask, Result, computed_in
 from kldiv_dask.kernels.states import STATE
 from kldiv_dask.kernels.values import add_values
 
-__all__ = ["Logits", "computed_in", "divergences", "position_partials"]
+__all__ = ["Logits", "computed_in", "divergences", "mask_positions", "position_partials"]
+
+FLOAT64 = np.dtype(np.float64)
 
 Shape = tuple[int, ...]
+SplitEvery = int | Mapping[int, int] | None
 
 
 class Logits(NamedTuple):
     """A pair of logits, and what its divergences are.
 
-    The last axis of `pair` is that of the classes. `where` is None, or an array of booleans that
-    is chunked like the positions where it is not of length one. Logits are divided by
-    `temperature`, and weights are computed in `dtype`.
+    The last axis of `pair` is that of the classes; its `where` has length one along it. Logits are
+    divided by `temperature`, and weights are computed in `dtype`.
     """
 
     pair: Pair
-    where: da.Array | None
     temperature: float
     dtype: np.dtype[Any]
 
 
 @stage("block")
 def _divergences(
-    input: list[Chunk],
-    target: list[Chunk],
+    input: Chunk,
+    target: Chunk,
     where: Mask | None = None,
     *,
     matching: Shape,
+    masked: Shape,
     temperature: float,
     compute: np.dtype[Any],
     to: np.dtype[Any],
 ) -> Any:
-    """Return the divergences of a pair of chunks that hold all classes, each in a list of one."""
-    (x,), (t,) = input, target
-    checked_shape(x, t, None, matching, ())
-    divergences = softmax.block_divergences(x, t, where, compute, temperature)
-    with np.errstate(over="ignore", under="ignore"):
-        return divergences.astype(to, copy=False)
+    """Return the divergences of a pair of chunks that hold all classes."""
+    if not checked_shape(input, target, where, matching, masked)[-1]:
+        raise ValueError("input and target have 0 classes; accepted are equal numbers from 1 on")
+    divergences = softmax.block_divergences(input, target, _flat(where), compute, temperature)
+    return _rounded(divergences, to)[..., None]
 
 
 @stage("block")
@@ -61,11 +67,23 @@ def _states(
     where: Mask | None = None,
     *,
     matching: Shape,
+    masked: Shape,
     temperature: float,
     compute: np.dtype[Any],
 ) -> Result:
-    checked_shape(input, target, None, matching, ())
-    return softmax.block_states(input, target, where, compute, temperature)[..., None, :]
+    checked_shape(input, target, where, matching, masked)
+    states = softmax.block_states(input, target, _flat(where), compute, temperature)
+    return states[..., None, :]
+
+
+def _flat(where: Mask | None) -> Mask | None:
+    """Drop the axis of the classes of a mask."""
+    return None if where is None else where[..., 0]
+
+
+def _rounded(divergences: Result, to: np.dtype[Any]) -> Any:
+    with np.errstate(over="ignore", under="ignore"):
+        return divergences.astype(to, copy=False)
 
 
 @stage("block")
@@ -88,61 +106,70 @@ class _Merge:
         return self.__name__, self.temperature
 
 
-@stage("finalise")
-def _conclude(states: list[list[Result]], where: Mask | None = None, *, to: np.dtype[Any]) -> Any:
-    ((merged,),) = states
-    with np.errstate(over="ignore", under="ignore"):
-        return softmax.divergences_of(merged[..., 0, :], where).astype(to, copy=False)
+@stage("block")
+def _conclude(states: list[Result], where: Mask | None = None, *, to: np.dtype[Any]) -> Any:
+    """Return the divergences of merged states, which come in a list of one."""
+    (merged,) = states
+    return _rounded(softmax.divergences_of(merged, where), to)
 
 
 @stage("block")
-def _sum(values: Result, where: Mask | None = None) -> partial.Partial:
+def _sum(
+    divergences: Result, _: Result, where: Mask | None = None, *, matching: Shape, masked: Shape
+) -> partial.Partial:
     """Reduce a chunk of divergences to one partial."""
-    result = partial.zero((1,) * values.ndim)
+    shape = checked_shape(divergences, divergences, where, matching, masked)
+    result = partial.zero((1,) * len(shape))
     state = result.reshape(partial.SIZE)
-    included = values.reshape(-1) if where is None else values[np.broadcast_to(where, values.shape)]
-    add_values(state, included)
-    state[partial.NUMEL] = included.size
-    state[partial.ROWS] = values.shape[0] if values.ndim else 1
+    values = divergences if where is None else divergences[np.broadcast_to(where, shape)]
+    add_values(state, values.reshape(-1))
+    state[partial.NUMEL] = values.size
+    state[partial.ROWS] = shape[0]
     return result
 
 
-def divergences(
-    logits: Logits, to: np.dtype[Any], split_every: int | Mapping[int, int] | None
-) -> da.Array:
-    """Return the divergence at each position, 0 at those that are excluded, rounded to `to`."""
-    pair = logits.pair
-    last = pair.ndim - 1
-    positions, chunks = tuple(range(last)), dict(enumerate(pair.chunks[:last]))
-    options = {"temperature": logits.temperature, "compute": logits.dtype}
-    operands = _indexed((pair.input, pair.target), (*positions, last))
-    where = [] if logits.where is None else _indexed((logits.where,), positions)
-    if len(pair.chunks[last]) == 1:
-        return _blockwise(
-            _divergences,
-            positions,
-            chunks,
-            to,
-            *operands,
-            *where,
-            matching=pair.matching,
-            to=to,
-            **options,
-        )
-    state = last + 1
-    states = _blockwise(
-        _states,
-        (*positions, last, state),
-        {**chunks, last: 1},
-        np.dtype(np.float64),
-        *operands,
-        *where,
-        matching=pair.matching,
-        new_axes={state: STATE},
-        **options,
+@stage("where")
+def _with_axis(where: Mask) -> Mask:
+    return where[..., None]
+
+
+def mask_positions(pair: Pair, where: da.Array) -> Pair:
+    """Return a pair of logits with a mask of positions, chunked like them."""
+    ndim = where.ndim
+    masks = da.map_blocks(
+        _with_axis,
+        where,
+        new_axis=ndim,
+        chunks=(*where.chunks, (1,)),
+        dtype=bool,
+        meta=np.empty((0,) * (ndim + 1), bool),
     )
+    return pair._replace(where=masks)
+
+
+def divergences(logits: Logits, to: np.dtype[Any], split_every: SplitEvery) -> da.Array:
+    """Return the divergence at each position, 0 at those that are excluded, rounded to `to`."""
+    kept = _kept(logits, to, split_every)
+    return without(kept, (kept.ndim - 1,))
+
+
+def position_partials(logits: Logits, split_every: SplitEvery) -> tuple[Pair, da.Array]:
+    """Return what stands for the positions, and the partial of each of their chunks."""
+    positions = alone(_kept(logits, FLOAT64, split_every), logits.pair.where)
+    axes, size = dict.fromkeys(range(positions.ndim), 1), {positions.ndim: partial.SIZE}
+    return positions, blockwise(_sum, positions, axes, np.dtype(np.int64), size)
+
+
+def _kept(logits: Logits, to: np.dtype[Any], split_every: SplitEvery) -> da.Array:
+    """Return the divergences with the axis of the classes, of length one."""
+    pair, last = logits.pair, logits.pair.ndim - 1
+    chunks = {**dict(enumerate(pair.chunks)), last: 1}
+    options: dict[str, Any] = {"temperature": logits.temperature, "compute": logits.dtype}
+    share = fan_in(split_every, (1,) * last + (len(pair.chunks[last]),))[last]
+    if len(pair.chunks[last]) == 1:
+        return blockwise(_divergences, pair, chunks, to, to=to, **options)
+    states = blockwise(_states, pair, chunks, FLOAT64, {last + 1: STATE}, **options)
     merge = _Merge(logits.temperature)
-    numblocks = (1,) * last + states.numblocks[last : last + 1]
     merged = da.reduction(
         states,
         _pass,
@@ -150,50 +177,20 @@ def divergences(
         combine=merge,
         axis=last,
         keepdims=True,
-        dtype=np.float64,
-        split_every={last: fan_in(split_every, numblocks)[last]},
+        dtype=FLOAT64,
+        split_every={last: share},
         meta=np.empty((0,) * states.ndim),
     )
-    axes = (*positions, last, state)
-    return _blockwise(_conclude, positions, chunks, to, merged, axes, *where, to=to)
-
-
-def position_partials(divergences: da.Array, where: da.Array | None) -> da.Array:
-    """Return the partials of each chunk of divergences; the last axis is that of a partial."""
-    axes = tuple(range(divergences.ndim))
-    masks = [] if where is None else _indexed((where,), axes)
-    return _blockwise(
-        _sum,
-        (*axes, divergences.ndim),
-        dict.fromkeys(axes, 1),
-        np.dtype(np.int64),
-        divergences,
-        axes,
-        *masks,
-        new_axes={divergences.ndim: partial.SIZE},
-    )
-
-
-def _indexed(arrays: tuple[da.Array, ...], axes: Shape) -> list[Any]:
-    """Put behind each array its axes, which are the last of those given."""
-    return [part for array in arrays for part in (array, axes[len(axes) - array.ndim :])]
-
-
-def _blockwise(
-    function: Callable[..., Any],
-    axes: Shape,
-    adjust_chunks: dict[int, Any],
-    dtype: np.dtype[Any],
-    *operands: Any,
-    **keywords: Any,
-) -> da.Array:
+    axes = tuple(range(last + 1))
     return da.blockwise(
-        function,
+        _conclude,
         axes,
-        *operands,
-        adjust_chunks=adjust_chunks,
+        merged,
+        (*axes, last + 1),
+        *([] if pair.where is None else [pair.where, axes[last + 1 - pair.where.ndim :]]),
+        to=to,
+        adjust_chunks=chunks,
         align_arrays=False,
-        dtype=dtype,
-        meta=np.empty((0,) * len(axes), dtype),
-        **keywords,
+        dtype=to,
+        meta=np.empty((0,) * (last + 1), to),
     )

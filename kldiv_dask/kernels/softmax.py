@@ -9,7 +9,15 @@ import numpy.typing as npt
 
 from kldiv_dask.kernels.compiled import Kernel, compiled
 from kldiv_dask.kernels.segments import row_segments
-from kldiv_dask.kernels.states import DIVERGENCE, PIECE, STATE, SUM_TARGET, describe, merge
+from kldiv_dask.kernels.states import (
+    DIVERGENCE,
+    NOTHING,
+    PIECE,
+    STATE,
+    SUM_TARGET,
+    describe,
+    merge,
+)
 from kldiv_dask.kernels.stored import as_stored, stored_type
 
 Chunk = npt.NDArray[np.floating]
@@ -61,7 +69,8 @@ def computed_in(wide: bool, temperature: float) -> np.dtype[Any]:
 
     float32, unless something is `wide`, a float64, or dividing by the temperature rounds.
     """
-    exact = math.frexp(temperature)[0] == 0.5
+    fraction, exponent = math.frexp(temperature)
+    exact = fraction == 0.5 and abs(exponent) < 100
     return np.dtype(np.float32 if exact and not wide else np.float64)
 
 
@@ -99,7 +108,9 @@ def _run(
     shape = np.broadcast_shapes(input.shape, target.shape)
     classes = shape[-1]
     x, t = (np.broadcast_to(as_stored(logits), shape) for logits in (input, target))
-    included = None if where is None else np.broadcast_to(where, shape[:-1]).reshape(-1)
+    included = None
+    if where is not None:
+        included = np.ascontiguousarray(np.broadcast_to(where, shape[:-1])).reshape(-1)
     kernel = _kernel(function, x, t, dtype, included)
     work, pieces = np.empty((2, PIECE), dtype), np.empty((-(-classes // PIECE), STATE))
     start = 0
@@ -143,7 +154,11 @@ def block_states(
 
     Parameters are those of `block_divergences`; the last axis of the result is the state.
     """
-    states = np.empty((*np.broadcast_shapes(input.shape, target.shape)[:-1], STATE))
+    *positions, classes = np.broadcast_shapes(input.shape, target.shape)
+    states = np.empty((*positions, STATE))
+    if not classes:
+        states[...] = NOTHING
+        return states
     _run(_fill_states, input, target, where, dtype, temperature, states.reshape(-1, STATE))
     return states
 

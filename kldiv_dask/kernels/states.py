@@ -41,6 +41,9 @@ LARGE_OFFSET = 256.0
 UNIT_TARGET, SUM_TARGET, UNIT_INPUT, SUM_INPUT, HIGH, LOW, DIVERGENCE = range(7)
 STATE = 7
 
+# The state of no class.
+NOTHING = (-np.inf, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
+
 
 @numba.njit(nogil=True, error_model="numpy")
 def _range(stored, like):
