@@ -21,7 +21,7 @@ from kldiv_dask.cluster import SIGNALS, connect, handled_by
 if TYPE_CHECKING:
     from distributed import Client
 
-    from kldiv_dask.functional import KLDivSummary
+    from kldiv_dask.functional.summary import KLDivSummary, LazySummary
 
 # Exit codes of a computation that failed, and of one that never began.
 FAILED, BAD_INPUT = 1, 2
@@ -87,7 +87,12 @@ def main() -> None:
     help="What to read at a time: a size ('64 MiB') or a length for each axis ('1000,-1').  "
     "[default: about 128 MiB, in whole stored chunks]",
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Running cluster to use, as tcp://host:8786.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Running cluster to use, as tcp://host:8786, or tls://host:8786 with the certificates of"
+    " Dask's configuration.",
+)
 @click.option(
     "--workers",
     metavar="N",
@@ -150,7 +155,7 @@ def compute(
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _show_warning
         with _failing(BAD_INPUT):
-            lazy, bytes_read = _open(input, target, logits, **options)
+            lazy, sample, bytes_read = _open(input, target, logits, **options)
         if scheduler:
             with _failing(BAD_INPUT, f"--scheduler {scheduler}: "):
                 client = stack.enter_context(connect(scheduler))
@@ -160,7 +165,7 @@ def compute(
         for number in SIGNALS:  # on the way out; a second one would cut the cleaning up short
             stack.callback(signal.signal, number, signal.SIG_IGN)
         start = time.perf_counter()
-        summary = _run(client, lazy)
+        summary = _run(client, lazy, sample)
         seconds = time.perf_counter() - start
         _warn(summary, reduction, logits, options["zero_safe"])
     value = getattr(summary, reduction)
@@ -205,26 +210,34 @@ def _open(
     chunks: str | None,
     input_key: str | None,
     target_key: str | None,
-) -> tuple["KLDivSummary", int]:
-    """Open the arrays; return what is to be computed and how many bytes of them that will read."""
+) -> tuple["LazySummary", "LazySummary", int]:
+    """Open the arrays.
+
+    Return what is to be computed, the same of arrays with one element, and how many bytes of the
+    two large arrays will be read.
+    """
+    import numpy as np
+
     from kldiv_dask.functional import kl_div_summary, kl_div_with_logits_summary
     from kldiv_dask.storage import open_array, open_pair
 
-    x, t = open_pair(
+    pair = open_pair(
         input, target, chunks=_parse_chunks(chunks), input_key=input_key, target_key=target_key
     )
-    mask = None if where is None else open_array(where)
+    masks = {} if where is None else {"where": open_array(where)}
+    summary: Any
+    if logits:
+        summary, axis = kl_div_with_logits_summary, -1 if axis is None else axis
+        options = {"axis": axis, "temperature": 1.0 if temperature is None else temperature}
+    else:
+        summary, options = kl_div_summary, {"log_target": log_target, "zero_safe": zero_safe}
+    samples = [np.zeros((1,) * array.ndim, array.dtype) for array in (*pair, *masks.values())]
+    lazy = summary(*pair, **masks, dtype=dtype, **options)
+    sample = summary(
+        *samples[:2], **dict(zip(masks, samples[2:], strict=True)), dtype=dtype, **options
+    )
     # Array expressions have no nbytes.
-    bytes_read = sum(math.prod(array.shape) * array.dtype.itemsize for array in (x, t))
-    if not logits:
-        return kl_div_summary(
-            x, t, log_target=log_target, where=mask, dtype=dtype, zero_safe=zero_safe
-        ), bytes_read
-    axis = -1 if axis is None else axis
-    temperature = 1.0 if temperature is None else temperature
-    return kl_div_with_logits_summary(
-        x, t, axis=axis, temperature=temperature, where=mask, dtype=dtype
-    ), bytes_read
+    return lazy, sample, sum(math.prod(a.shape) * a.dtype.itemsize for a in pair)
 
 
 def _parse_chunks(text: str | None) -> Any:
@@ -236,23 +249,35 @@ def _parse_chunks(text: str | None) -> Any:
     return chunks[0] if len(chunks) == 1 else tuple(chunks)
 
 
-def _run(client: "Client", lazy: "KLDivSummary") -> "KLDivSummary":
+def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDivSummary":
     """Compute all fields of a summary at once, with a progress bar if somebody can see it."""
     from distributed import progress
 
+    from kldiv_dask.functional.summary import KLDivSummary
     from kldiv_dask.storage import ChunkReadError
+    from kldiv_dask.workers import warm
 
-    futures = client.compute(list(lazy))
-    if sys.stderr.isatty():
-        try:
-            with client.as_current(), contextlib.redirect_stdout(sys.stderr):
-                progress(futures, notebook=False)
-        finally:  # the bar clears its line only where it comes to its end
-            click.echo("\r\33[2K", nl=False, err=True)
     try:
-        return type(lazy)(*client.gather(futures))
+        with warm(client, sample):
+            if lazy.is_large:
+                return _walk(client, lazy)
+            futures = client.compute(list(lazy))
+            if sys.stderr.isatty():
+                try:
+                    with client.as_current(), contextlib.redirect_stdout(sys.stderr):
+                        progress(futures, notebook=False)
+                finally:  # the bar clears its line only where it comes to its end
+                    click.echo("\r\33[2K", nl=False, err=True)
+            return KLDivSummary(*client.gather(futures))
     except ChunkReadError as error:
         raise OSError(f"on a worker, {error}") from error
+
+
+def _walk(client: "Client", lazy: "LazySummary") -> "KLDivSummary":
+    """Do what `_run` does with more pairs of chunks than a scheduler should be given at once."""
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(length=lazy.pairs, file=sys.stderr, hidden=hidden) as bar:
+        return lazy.compute(scheduler=client, progress=bar.update)
 
 
 def _warn(summary: "KLDivSummary", reduction: str, logits: bool, zero_safe: bool) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import math
+import os
 import signal
 import sys
 import tempfile
@@ -49,9 +50,11 @@ def connect(
     Raises
     ------
     OSError
-        If there is no scheduler at the address within 10 seconds.
+        If there is no scheduler at the address within 10 seconds, or a file that Dask's
+        configuration names for TLS does not exist.
     ValueError
-        If the address can't be understood.
+        If the address can't be understood, is a TLS address and no certificates are configured, or
+        is of another kind and the configuration requires encryption.
     ImportError
         If the scheduler, or a worker that it has by now, can't import this package.
 
@@ -74,6 +77,7 @@ def connect(
                 cluster = stack.enter_context(_local_cluster(workers, threads))
             yield stack.enter_context(Client(cluster, set_as_default=False))
         else:
+            _check_security(scheduler)
             # As a default, a client that can't connect would stay so, and computations would hang.
             client = Client(scheduler, timeout=CONNECT_TIMEOUT, set_as_default=False)
             stack.enter_context(client)
@@ -102,6 +106,35 @@ def _local_cluster(workers: int | None, threads: int | None) -> Iterator[Any]:
         ) as cluster,
     ):
         yield cluster
+
+
+def _check_security(scheduler: str) -> None:
+    """Refuse an address that doesn't go with the TLS settings: connecting would fail unclearly."""
+    import dask
+    from distributed import Security
+
+    security = Security()
+    files = security.get_tls_config_for_role("client")
+    settings = {"ca_file": "ca-file", "cert": "client.cert", "key": "client.key"}
+    for part, setting in settings.items():
+        path = files[part]
+        if path and "\n" not in path and not os.path.exists(path):  # it may be the text itself
+            raise FileNotFoundError(
+                f"the file {os.path.abspath(path)} does not exist, which Dask's configuration names"
+                f" as distributed.comm.tls.{setting}"
+            )
+    default = dask.config.get("distributed.comm.default-scheme")
+    scheme = scheduler.partition("://")[0] if "://" in scheduler else default
+    if scheme == "tls" and not (files["ca_file"] and files["cert"]):
+        raise ValueError(
+            "a TLS address needs certificates: set distributed.comm.tls.ca-file, client.cert and"
+            " client.key in Dask's configuration"
+        )
+    if scheme == "tcp" and security.require_encryption:
+        raise ValueError(
+            "the address is not encrypted, and Dask's configuration requires encryption"
+            " (distributed.comm.require-encryption): use tls://"
+        )
 
 
 def _check_imports(client: "Client") -> None:

@@ -28,7 +28,8 @@ class Room(NamedTuple):
 # From the roof down: imports only point to rows below.
 HOUSE = {
     "__init__": Room("functional storage"),
-    "cli": Room("cluster functional options storage", "click", on_use="distributed"),
+    "cli": Room("cluster functional options storage workers", "click", on_use="distributed numpy"),
+    "workers": Room("", "distributed"),
     "cluster": Room("", on_use="dask distributed"),
     "functional": Room("graph align partial options kernels", "dask numpy"),
     "graph": Room("align partial options kernels", "dask numpy"),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from kldiv_dask import graph
 from kldiv_dask.align import Pair, align, align_where, as_dask
 from kldiv_dask.functional.divergence import SplitEvery, whole
-from kldiv_dask.functional.summary import KLDivSummary, summarise
+from kldiv_dask.functional.summary import LazySummary, summarise
 from kldiv_dask.options import (
     resolve_class_axis,
     resolve_logits_dtype,
@@ -131,7 +131,7 @@ def kl_div_with_logits_summary(
     where: Any = None,
     dtype: npt.DTypeLike | None = None,
     split_every: SplitEvery = None,
-) -> KLDivSummary:
+) -> LazySummary:
     """Return every reduction of `kl_div_with_logits`, and counts, from one pass.
 
     Parameters

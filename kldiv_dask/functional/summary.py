@@ -76,9 +76,14 @@ class LazySummary(KLDivSummary):
     pair: Pair
 
     @property
+    def pairs(self) -> int:
+        """The number of pairs of chunks."""
+        return graph.size(self.blocks)
+
+    @property
     def is_large(self) -> bool:
         """Whether there are more pairs of chunks than one graph should have."""
-        return graph.size(self.blocks) > graph.GRAPH
+        return self.pairs > graph.GRAPH
 
     def compute(
         self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
@@ -99,7 +104,7 @@ def kl_div_summary(
     dtype: npt.DTypeLike | None = None,
     zero_safe: bool = False,
     split_every: SplitEvery = None,
-) -> KLDivSummary:
+) -> LazySummary:
     """Return every reduction of `kl_div`, and counts of non-finite terms, from one pass.
 
     Parameters
@@ -134,7 +139,7 @@ def kl_div_summary(
 
 def summarise(
     blocks: da.Array, pair: Pair, dtype: np.dtype[Any], split_every: SplitEvery
-) -> KLDivSummary:
+) -> LazySummary:
     """Return the lazy summary of partials."""
     merged = graph.merged(blocks, split_every, whole(pair))
     summary = LazySummary(*_fields(merged, pair, dtype))
