@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import comparison, end_to_end
+from tests.benchmarks import comparison, end_to_end, logits
 from tests.benchmarks.contestants import CLASSES, NARROW, OURS, RIVALS, Case, Contestant, pair
 from tests.benchmarks.measurement import Times, in_parts, pinned, read
 from tests.cases import dtype_of
@@ -144,3 +144,21 @@ def test_times_and_ratios():
 )
 def test_figures(number, text):
     assert comparison.figure(number) == text
+
+
+def test_divergences_from_logits(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- logits benchmark -->\n<!-- /logits benchmark -->\nafter\n")
+    command = [sys.executable, "-m", "tests.benchmarks.logits", "--positions", "4"]
+    command += ["--classes", "3000", "--rounds", "1", "--dtypes", "float32"]
+    done = subprocess.run(
+        [*command, "--update-readme", readme], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| float32")]
+    assert {logits.OURS, logits.READING} <= {row[1] for row in rows}
+    assert all(float(row[2]) > 0 for row in rows)
+    assert readme.read_text() == (
+        f"before\n<!-- logits benchmark -->\n\n{out}\n<!-- /logits benchmark -->\nafter\n"
+    )

@@ -378,9 +378,9 @@ def test_an_odd_class_does_not_change_the_others(dtype: str, temperature: float)
 
 
 def digest() -> str:
-    """Fingerprint of the divergences of all types."""
+    """Fingerprint of the divergences of both types of computation."""
     sha = hashlib.sha256()
-    for dtype, temperature in [*((name, 1.0) for name in FLOATS), ("float32", 1.7)]:
+    for dtype, temperature in [("float16", 1.0), ("float32", 1.0), ("float64", 1.7)]:
         x, t = rows_of_every_sort(dtype)
         result = whole(x, t, temperature)
         sha.update(np.where(np.isnan(result), np.nan, result).tobytes())

@@ -87,7 +87,9 @@ def kl_div_with_logits(
     Notes
     -----
     The relative error of a divergence is below 1e-12 if computed in float64 and below 1e-6 in
-    float32, taking the logits as exact, for divergences from 1e-10 on.
+    float32, taking the logits as exact, for divergences from 1e-10 on. A class whose weight is
+    below ``exp(-85)`` of the largest, or ``exp(-706)`` in float64, counts as one of weight 0, and a
+    quotient of logits and temperature beyond 1e34, or 1e304, may give an infinite divergence.
 
     A class at -inf in both operands is impossible and contributes 0. A class at -inf in `input`
     alone makes the divergence infinite. A position with NaN or +inf, or with `target` at -inf in

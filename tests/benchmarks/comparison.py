@@ -46,7 +46,8 @@ VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "neon": "NEON"}
 
 PACKAGES = ("numpy", "numba", "dask", "zarr", "torch", "jax", "scipy", "numexpr")
 MISSING = "\N{EN DASH}"
-BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
+# Around the tables in the README.
+MARKER = "benchmark"
 
 KERNELS = """\
 The function that Dask calls for each pair of chunks, over {size:,} elements in memory, in rows of
@@ -192,12 +193,13 @@ def document(cases: Sequence[Case], settings: Sequence[Setting], size: int, roun
     return "\n\n".join(parts) + "\n"
 
 
-def around(readme: Path) -> tuple[str, str]:
+def around(readme: Path, marker: str = MARKER) -> tuple[str, str]:
     """Return what a file has before and after its tables, the markers included."""
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    opening, closing = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    before, begin, rest = readme.read_text().partition(opening)
+    _, end, after = rest.partition(closing)
     if not end:
-        raise ValueError(f"{readme} has no {BEGIN} with {END} after it")
+        raise ValueError(f"{readme} has no {opening} with {closing} after it")
     return before + begin, end + after
 
 

@@ -1,8 +1,8 @@
 """KL divergence straight from logits, against torch and against what SciPy's users write.
 
-Run as ``python -m tests.benchmarks.logits``. All take turns on one processor, and each is called as
-its users call it: this library on a Dask array of one chunk. Beside the times stands the peak of
-the memory that each takes beyond the logits.
+Run as ``python -m tests.benchmarks.logits``. All take turns on one processor: the function that
+Dask calls for each pair of chunks, the same through Dask as arrays of one chunk, and the rivals.
+Beside the times stands the peak of the memory that each takes beyond the logits.
 """
 
 import argparse
@@ -10,16 +10,20 @@ import importlib.util
 import sys
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import numpy as np
 
 from kldiv_dask import kl_div_with_logits
+from kldiv_dask.kernels import softmax
+from tests.benchmarks.comparison import around
 from tests.benchmarks.measurement import Array, Times, pinned, read
 
 Contestant = Callable[[], Any]
-OURS, READING = "kl_div_with_logits", "reading both arrays"
+MARKER = "logits benchmark"
+OURS, THROUGH_DASK, READING = "bare kernel", "kl_div_with_logits", "reading both arrays"
 
 
 def logits(positions: int, classes: int, dtype: str) -> tuple[Array, Array]:
@@ -33,7 +37,13 @@ def contestants(student: Array, teacher: Array) -> dict[str, Contestant]:
     """Return who is compared, as far as it is installed."""
     chunks = [da.from_array(array, chunks=-1) for array in (student, teacher)]
     ours = kl_div_with_logits(*chunks, reduction="batchmean")
-    found: dict[str, Contestant] = {OURS: lambda: ours.compute(scheduler="sync")}
+    compute = softmax.computed_in(student.dtype == np.float64, 1.0)
+    found: dict[str, Contestant] = {
+        OURS: lambda: (
+            softmax.block_divergences(student, teacher, None, compute, 1.0).sum() / len(student)
+        ),
+        THROUGH_DASK: lambda: ours.compute(scheduler="sync"),
+    }
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -49,11 +59,13 @@ def contestants(student: Array, teacher: Array) -> dict[str, Contestant]:
         found["torch eager"] = lambda: kl_div(*pair)
         found["torch compiled"] = lambda: compiled(*pair)
     if importlib.util.find_spec("scipy"):
-        from scipy.special import log_softmax, rel_entr, softmax
+        from scipy.special import log_softmax
 
-        found["SciPy"] = lambda: (
-            rel_entr(softmax(teacher, -1), np.exp(log_softmax(student, -1))).sum() / len(teacher)
-        )
+        def scipy_kl_div() -> Any:
+            log_p, log_q = log_softmax(teacher, -1), log_softmax(student, -1)
+            return (np.exp(log_p) * (log_p - log_q)).sum() / len(teacher)
+
+        found["SciPy"] = scipy_kl_div
     return found
 
 
@@ -88,20 +100,36 @@ def measure(student: Array, teacher: Array, rounds: int) -> list[tuple[str, ...]
     return rows
 
 
+def table(positions: int, classes: int, dtypes: list[str], rounds: int) -> str:
+    """Return the table in Markdown, and what it says."""
+    lines = [
+        f"Divergences of {positions} positions from logits over {classes} classes, on one"
+        f" processor; medians over {rounds} rounds in which all take turns.",
+        "",
+        "| logits | | ns an element | / bare kernel | MiB beyond the logits |",
+        "| --- | --- | --: | --: | --: |",
+    ]
+    for dtype in dtypes:
+        rows = measure(*logits(positions, classes, dtype), rounds)
+        lines += ["| " + " | ".join((dtype, *row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str]) -> None:
-    """Print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table, and put it into a file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--positions", type=int, default=512)
     parser.add_argument("--classes", type=int, default=32768)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="how often each is timed")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float16", "float64"])
+    parser.add_argument("--update-readme", type=Path, help="put it between this file's markers")
     options = parser.parse_args(arguments)
-    print("| logits | | ns an element | divided by ours | MiB beyond the input |")
-    print("| --- | --- | --: | --: | --: |")
-    for dtype in options.dtypes:
-        pair = logits(options.positions, options.classes, dtype)
-        for row in measure(*pair, options.rounds):
-            print("|", " | ".join((dtype, *row)), "|")
+    readme = options.update_readme
+    before, after = around(readme, MARKER) if readme else ("", "")
+    text = table(options.positions, options.classes, options.dtypes, options.rounds)
+    print(text, end="")
+    if readme:
+        readme.write_text(f"{before}\n\n{text}\n{after}")
 
 
 if __name__ == "__main__":
