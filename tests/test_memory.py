@@ -47,3 +47,16 @@ def test_a_pair_larger_than_the_worker(tmp_path):
     assert run.peak_bytes < limit
     other = kl_div(*open_pair(*paths, chunks="32 MiB"), reduction="sum").compute()
     assert run.value == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_what_a_worker_needs(tmp_path, dtype):
+    """Half as much again as the pairs of chunks at hand, and 300 MiB for Python and all that."""
+    threads = 2
+    pair = 2 * np.dtype(dtype).itemsize * out_of_core.CHUNK_ROWS * out_of_core.CLASSES
+    paths = out_of_core.write_pair(tmp_path, 12 * pair, dtype)
+    stored = (out_of_core.CHUNK_ROWS, out_of_core.CLASSES)
+    run = out_of_core.reduce_pair(paths, 4 * 2**30, threads=threads, chunks=stored)
+    assert run.data_bytes == 12 * pair
+    assert pair * threads < run.peak_bytes <= 1.5 * pair * threads + 300 * 2**20, run

@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array as da
@@ -32,9 +33,9 @@ class Run:
     seconds: float
 
 
-def write_pair(folder: Path, nbytes: int) -> tuple[str, str]:
-    """Write log-probabilities and probabilities, float32, `nbytes` in all; return their paths."""
-    rows = nbytes // (2 * 4 * CLASSES)
+def write_pair(folder: Path, nbytes: int, dtype: str = "float32") -> tuple[str, str]:
+    """Write log-probabilities and probabilities, `nbytes` in all; return their paths."""
+    rows = nbytes // (2 * np.dtype(dtype).itemsize * CLASSES)
     rng = da.random.default_rng(0)
     paths = []
     for name, power in (("input", 1.0), ("target", 0.5)):
@@ -43,7 +44,7 @@ def write_pair(folder: Path, nbytes: int) -> tuple[str, str]:
         values = logs if name == "input" else da.exp(logs)
         paths.append(str(folder / f"{name}.zarr"))
         with dask.config.set(scheduler="threads", num_workers=2):
-            values.astype("f4").to_zarr(paths[-1])
+            values.astype(dtype).to_zarr(paths[-1])
     return paths[0], paths[1]
 
 
@@ -54,7 +55,7 @@ def peak_rss() -> int:
 
 
 def reduce_pair(
-    paths: tuple[str, str], memory_limit: int, threads: int = 2, chunks: str | None = None
+    paths: tuple[str, str], memory_limit: int, threads: int = 2, chunks: Any = None
 ) -> Run:
     """Reduce a stored pair on one worker process."""
     with (
