@@ -50,8 +50,8 @@ def connect(
     Raises
     ------
     OSError
-        If there is no scheduler at the address within 10 seconds, or a file that Dask's
-        configuration names for TLS does not exist.
+        If there is no scheduler at the address within 10 seconds, it is lost later (after some 30
+        seconds of silence), or a file that Dask's configuration names for TLS does not exist.
     ValueError
         If the address can't be understood, is a TLS address and no certificates are configured, or
         is of another kind and the configuration requires encryption.
@@ -66,7 +66,7 @@ def connect(
     Traceback (most recent call last):
     ValueError: missing port number in address 'nowhere'
     """
-    from distributed import Client
+    from distributed import CancelledError, Client
 
     with contextlib.ExitStack() as stack:
         # Errors that matter come back as exceptions.
@@ -82,7 +82,12 @@ def connect(
             client = Client(scheduler, timeout=CONNECT_TIMEOUT, set_as_default=False)
             stack.enter_context(client)
             _check_imports(client)
-            yield client
+            try:
+                yield client
+            except CancelledError as error:
+                raise ConnectionError(
+                    f"the scheduler {scheduler} was lost, or dropped the computation: {error}"
+                ) from error
 
 
 @contextlib.contextmanager

@@ -37,5 +37,6 @@ def warm(client: Client, sample: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the scheduler is gone
-            client.unregister_worker_plugin(WarmUp.name)
+        if client.status == "running":  # or the call would wait for a scheduler that is gone
+            with contextlib.suppress(OSError):
+                client.unregister_worker_plugin(WarmUp.name)

@@ -50,13 +50,16 @@ def walk(
     total = partial.zero()
     running: dict[Future[Any], int] = {}
     at_a_time = IN_FLIGHT if _is_distributed(**kwargs) else 1
-    with ThreadPoolExecutor(at_a_time) as pool:
+    pool = ThreadPoolExecutor(at_a_time)
+    try:
         for slab in _slabs(blocks):
             if len(running) == at_a_time:
                 total = _collect(total, running, progress)
             running[pool.submit(_compute, slab, kwargs)] = size(slab)
         while running:
             total = _collect(total, running, progress)
+    finally:  # on an error or Ctrl-C, without waiting for the slabs that are running
+        pool.shutdown(wait=False, cancel_futures=True)
     return da.from_array(total.reshape((1,) * (blocks.ndim - 1) + total.shape))
 
 

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import time
 from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
@@ -10,6 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 REAL_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+# Seconds to wait before a read is tried again, and once more: enough for a server that is busy or a
+# mount that is lost for a moment, and little beside the time that a computation has taken by then.
+PAUSES = 0.5, 2.0
 
 
 class ChunkReadError(OSError):
@@ -99,12 +104,31 @@ class Source(ABC):
     def __getitem__(self, index: Any) -> np.ndarray[Any, np.dtype[Any]]:
         index = index if isinstance(index, tuple) else (index,)
         index += (slice(None),) * (self.ndim - len(index))
-        try:
-            return np.asarray(self.read(index), dtype=self.dtype)
-        except Exception as error:
-            region = ", ".join(f"{start}:{stop}" for start, stop in spans(index, self.shape))
-            reason = f"{type(error).__name__}: {error}"
-            raise ChunkReadError(self.path, self.key, f"[{region}]", reason) from error
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                return np.asarray(self.read(index), dtype=self.dtype)
+            except Exception as error:
+                pause = next(pauses, None) if self._may_pass(error) else None
+                if pause is None:
+                    raise self._unreadable(index, error) from error
+            time.sleep(pause)
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether another attempt may succeed where one ended in this error.
+
+        What is not there, or not to be read, stays so. Of local files, all other errors of the
+        system may pass. Clients of servers have errors of their own, and damage may have been done
+        on the way.
+        """
+        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+            return False
+        return isinstance(error, OSError) or is_url(self.path)
+
+    def _unreadable(self, index: tuple[Any, ...], error: Exception) -> ChunkReadError:
+        region = ", ".join(f"{start}:{stop}" for start, stop in spans(index, self.shape))
+        reason = f"{type(error).__name__}: {error}"
+        return ChunkReadError(self.path, self.key, f"[{region}]", reason)
 
     @abstractmethod
     def read(self, index: tuple[Any, ...]) -> Any:
