@@ -318,13 +318,15 @@ def test_a_block_takes_less_than_a_mebibyte_beside_its_result(
     options: dict[str, Any] = {"matching": (-2, -1), "masked": (-2, -1), "term": term}
     options |= {"axes": (1,), "kind": "mean"}
     blocks._sums(x[:1], t[:1], where[:1], **options)  # compiles
-    tracemalloc.start()
-    try:
-        result = blocks._sums(x, t, where, **options)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak - result.nbytes < 2**20
+    peaks = []
+    for _ in range(3):  # the threads of a cluster for other tests allocate too, now and then
+        tracemalloc.start()
+        try:
+            result = blocks._sums(x, t, where, **options)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert min(peaks) - result.nbytes < 2**20
 
 
 def test_pieces_are_few_outputs() -> None:

@@ -52,7 +52,7 @@ class KLDivSummary(NamedTuple):
         """Compute all fields from a single read of the data.
 
         Beyond 100,000 pairs of chunks, more than Dask's scheduler should be given at once, this
-        walks the data slab by slab, some at a time, with the same result.
+        walks the data slab by slab, with the same result.
 
         Parameters
         ----------
