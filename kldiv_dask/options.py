@@ -33,6 +33,10 @@ class Reduction(NamedTuple):
     kind: Kind
     per_batch: bool
 
+    def divisor(self, numel: int, rows: int) -> int:
+        """Return what a sum of `numel` terms over `rows` batch rows is divided by."""
+        return (numel if self.kind == "mean" else 1) * (rows if self.per_batch else 1)
+
 
 def legacy_reduction(size_average: Any, reduce: Any, *, stacklevel: int) -> Kind:
     """Translate torch's legacy flags, by their truthiness, and warn that they are deprecated."""
@@ -184,10 +188,7 @@ def resolve_logits_dtype(
     input: Any, target: Any, dtype: npt.DTypeLike | None
 ) -> tuple[np.dtype[Any], bool]:
     """Return the type of the divergences of logits, and whether it takes float64 to compute."""
-    wide = resolve_dtype(input, target, None) == np.float64 or np.float64 in (
-        input.dtype,
-        target.dtype,
-    )
+    wide = resolve_dtype(input, target, None) == np.float64
     default = np.float64 if wide else np.float32
     to = float_dtype(default if dtype is None else dtype)
     return to, wide or to == np.float64

@@ -140,9 +140,7 @@ class KLDivergence:
         if dtype is None:
             raise ValueError("there has been no batch; update with one, or construct with a dtype")
         sums = partial.total(self._partial)
-        divisor = sums.numel if self._reduction.kind == "mean" else 1
-        divisor *= sums.rows if self._reduction.per_batch else 1
-        return partial.quotient(sums, divisor, dtype)
+        return partial.quotient(sums, self._reduction.divisor(sums.numel, sums.rows), dtype)
 
     def merge(self, *others: "KLDivergence") -> "KLDivergence":
         """Add the batches of other accumulators to this one, and return it.

@@ -1,6 +1,5 @@
 """torch's `kl_div` and `KLDivLoss`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import dask.array as da
@@ -9,6 +8,7 @@ import numpy.typing as npt
 
 from kldiv_dask import graph
 from kldiv_dask.align import Pair, align, as_dask
+from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.kernels.pointwise import Term
 from kldiv_dask.options import (
     Reduction,
@@ -20,7 +20,6 @@ from kldiv_dask.options import (
 )
 
 Axis = int | tuple[int, ...] | None
-SplitEvery = int | Mapping[int, int] | None
 
 
 def kl_div(

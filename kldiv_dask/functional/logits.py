@@ -8,8 +8,9 @@ import numpy.typing as npt
 
 from kldiv_dask import graph
 from kldiv_dask.align import Pair, align, align_where, as_dask
-from kldiv_dask.functional.divergence import SplitEvery, whole
+from kldiv_dask.functional.divergence import whole
 from kldiv_dask.functional.summary import LazySummary, summarise
+from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import (
     resolve_class_axis,
     resolve_logits_dtype,

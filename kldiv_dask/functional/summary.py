@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from kldiv_dask import graph
 from kldiv_dask.align import Pair
-from kldiv_dask.functional.divergence import SplitEvery, prepare, whole
+from kldiv_dask.functional.divergence import prepare, whole
+from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import Reduction
 
 

@@ -24,9 +24,7 @@ def _finalise(
     masked: bool,
 ) -> Any:
     sums = partial.total(merged.reshape(partial.SIZE))
-    divisor = sums.numel if reduction.kind == "mean" else 1
-    if reduction.per_batch:
-        divisor *= _batch_size(sums, rows, copies, masked)
+    divisor = reduction.divisor(sums.numel, _batch_size(sums, rows, copies, masked))
     return partial.quotient(sums, divisor, to)
 
 

@@ -4,7 +4,6 @@ The axis of the classes stays to the end, with length one: Dask fuses reading a 
 done to it only where all axes go on.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -12,10 +11,10 @@ import numpy as np
 
 from kldiv_dask import partial
 from kldiv_dask.align import Pair, alone
-from kldiv_dask.graph.blocks import blockwise, checked_shape
+from kldiv_dask.graph.blocks import Shape, blockwise, checked_shape
 from kldiv_dask.graph.finalise import without
 from kldiv_dask.graph.stages import stage
-from kldiv_dask.graph.tree import fan_in
+from kldiv_dask.graph.tree import SplitEvery, fan_in, unchanged
 from kldiv_dask.kernels import softmax
 from kldiv_dask.kernels.softmax import Chunk, Mask, Result, computed_in
 from kldiv_dask.kernels.states import STATE
@@ -24,9 +23,6 @@ from kldiv_dask.kernels.values import add_values
 __all__ = ["Logits", "computed_in", "divergences", "mask_positions", "position_partials"]
 
 FLOAT64 = np.dtype(np.float64)
-
-Shape = tuple[int, ...]
-SplitEvery = int | Mapping[int, int] | None
 
 
 class Logits(NamedTuple):
@@ -84,11 +80,6 @@ def _flat(where: Mask | None) -> Mask | None:
 def _rounded(divergences: Result, to: np.dtype[Any]) -> Any:
     with np.errstate(over="ignore", under="ignore"):
         return divergences.astype(to, copy=False)
-
-
-@stage("block")
-def _pass(states: Result, axis: Shape, keepdims: bool) -> Result:
-    return states
 
 
 class _Merge:
@@ -172,7 +163,7 @@ def _kept(logits: Logits, to: np.dtype[Any], split_every: SplitEvery) -> da.Arra
     merge = _Merge(logits.temperature)
     merged = da.reduction(
         states,
-        _pass,
+        unchanged,
         merge,
         combine=merge,
         axis=last,

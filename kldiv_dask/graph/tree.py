@@ -10,6 +10,8 @@ import numpy as np
 from kldiv_dask import partial
 from kldiv_dask.graph.stages import stage
 
+SplitEvery = int | Mapping[int, int] | None
+
 # Partials merged by one task. A partial is under 1 kB, so a merge costs less than its own
 # scheduling, and 32 keep the tree over 1e5 blocks four levels high.
 FAN_IN = 32
@@ -19,8 +21,8 @@ MERGE_BYTES = 64 * 2**20
 
 
 @stage("block")
-def _pass(block: partial.Partial, axis: tuple[int, ...], keepdims: bool) -> partial.Partial:
-    # The first stage of da.reduction; it fuses with the block that has done the work already.
+def unchanged(block: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+    """Stand for the first stage of `da.reduction`; it fuses with the block that did the work."""
     return block
 
 
@@ -29,9 +31,7 @@ def _merge(partials: partial.Partial, axis: tuple[int, ...], keepdims: bool) -> 
     return partial.merge(partials, axis, keepdims)
 
 
-def merged(
-    blocks: da.Array, split_every: int | Mapping[int, int] | None, axes: tuple[int, ...]
-) -> da.Array:
+def merged(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> da.Array:
     """Merge partials of shape ``(..., SIZE)`` along `axes`, which become of length one."""
     ndim = blocks.ndim - 1
     numblocks = tuple(n if axis in axes else 1 for axis, n in enumerate(blocks.numblocks[:ndim]))
@@ -40,7 +40,7 @@ def merged(
         return blocks
     return da.reduction(
         blocks,
-        _pass,
+        unchanged,
         _merge,
         axis=axes,
         keepdims=True,
@@ -58,7 +58,7 @@ def _fan_in_of(blocks: da.Array) -> int:
 
 
 def fan_in(
-    split_every: int | Mapping[int, int] | None, numblocks: tuple[int, ...], default: int = FAN_IN
+    split_every: SplitEvery, numblocks: tuple[int, ...], default: int = FAN_IN
 ) -> dict[int, int]:
     """Spread `split_every` over the axes so that one merge takes about that many partials.
 
