@@ -79,8 +79,8 @@ def main() -> None:
     is_flag=True,
     help="Count a zero target as 0, not NaN, also where INPUT is infinite.",
 )
-@click.option("--input-key", metavar="KEY", help="Path of the array within a Zarr group.")
-@click.option("--target-key", metavar="KEY", help="Path of the array within a Zarr group.")
+@click.option("--input-key", metavar="KEY", help="Name of the array in a file or group of many.")
+@click.option("--target-key", metavar="KEY", help="Name of the array in a file or group of many.")
 @click.option(
     "--chunks",
     metavar="SIZE",
@@ -120,8 +120,8 @@ def compute(
     """Print the KL divergence of TARGET from INPUT, in nats.
 
     INPUT holds log-probabilities and TARGET probabilities, but for --log-target and --logits. Each
-    is a .npy file, or a Zarr array or group: a directory or an fsspec URL. The workers of a running
-    cluster must find them under the same names.
+    is a .npy, HDF5, safetensors or llama.cpp base file, or a Zarr array or group: a directory or an
+    fsspec URL. The workers of a running cluster must find them under the same names.
 
     \b
     Example:

@@ -37,7 +37,7 @@ HOUSE = {
     "partial": Room("kernels", "numpy"),
     "kernels": Room("", "numpy numba llvmlite"),
     "options": Room("", "numpy", on_use="ml_dtypes"),
-    "storage": Room("", "dask numpy", on_use="fsspec ml_dtypes zarr"),
+    "storage": Room("", "dask numpy", on_use="fsspec h5py ml_dtypes safetensors zarr"),
 }
 
 # Of a room below, a room may know one thing only.
@@ -142,7 +142,9 @@ def test_who_knows_a_package(package: str, rooms: set[str]) -> None:
 
 # What importing does
 
-HEAVY = "click distributed fsspec h5py matplotlib ml_dtypes pandas scipy torch xarray zarr"
+HEAVY = (
+    "click distributed fsspec h5py matplotlib ml_dtypes pandas safetensors scipy torch xarray zarr"
+)
 
 PROGRAM = """
 import sys

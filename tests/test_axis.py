@@ -16,7 +16,7 @@ from kldiv_dask.graph import blocks, tree
 from kldiv_dask.kernels.pointwise import Term
 from kldiv_dask.kernels.rows import RowSums
 from tests import reference
-from tests.bits import FLOATS, SORTS, assert_same_bits, lazily, operands, terms_of
+from tests.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
 from tests.cases import Array, Shape, all_chunkings, dtype_of
 from tests.test_bits import LAYOUTS, Source, cut
 from tests.test_graph import random_pair, refuse, stages, stored_pair
@@ -65,10 +65,10 @@ def test_every_chunking(dtype: str, log_target: bool) -> None:
         for chunks in all_chunkings(shape):
             sort, zero_safe, axis, (reduction, keepdims) = next(rota)
             options = {"log_target": log_target, "zero_safe": zero_safe}
-            x, t = operands(sort, shapes, dtype, log_target)
+            x, t, terms = known(sort, shapes, dtype, log_target, zero_safe)
             along = {"reduction": reduction, "axis": axis, "keepdims": keepdims}
             lazy.append(kl_div(*lazily(x, t, chunks), **along, **options))
-            result = wanted(terms_of(x, t, **options), dtype, **along)
+            result = wanted(terms, dtype, **along)
             results.append((result, sort, options, along, shapes, chunks))
     computed = dask.compute(*lazy, scheduler="synchronous")
     for promised, got, (result, *context) in zip(lazy, computed, results, strict=True):
@@ -318,15 +318,16 @@ def test_a_block_takes_less_than_a_mebibyte_beside_its_result(
     options: dict[str, Any] = {"matching": (-2, -1), "masked": (-2, -1), "term": term}
     options |= {"axes": (1,), "kind": "mean"}
     blocks._sums(x[:1], t[:1], where[:1], **options)  # compiles
-    peaks = []
     for _ in range(3):  # the threads of a cluster for other tests allocate too, now and then
         tracemalloc.start()
         try:
             result = blocks._sums(x, t, where, **options)
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert min(peaks) - result.nbytes < 2**20
+        if peak - result.nbytes < 2**20:
+            break
+    assert peak - result.nbytes < 2**20
 
 
 def test_pieces_are_few_outputs() -> None:

@@ -85,8 +85,9 @@ def test_a_cluster_is_started_and_the_value_alone_is_printed(pair):
     assert line.startswith("warning: reduction='mean' divides by the number of elements")
 
 
-def test_it_is_a_dask_command_too(masked):
-    code, out, err = run("dask", "kldiv", "compute", *masked, "--reduction", "batchmean", "--json")
+def test_it_is_a_dask_command_too(client, masked):
+    options = "--reduction", "batchmean", "--json", "--scheduler", client.scheduler.address
+    code, out, err = run("dask", "kldiv", "compute", *masked, *options)
     assert (code, out.count("\n")) == (0, 1)
     assert err == [
         "warning: of 2000 terms 2 are NaN, 0 +inf and 0 -inf;"
@@ -265,11 +266,12 @@ def test_help(capsys, flag):
 # Failures of the computation
 
 
-def test_a_damaged_chunk(endless):
+def test_a_damaged_chunk(client, endless, capsys):
     zarr.create_array("bad.zarr", data=np.ones((64, 2**10), "f4"), chunks=(32, 512))
     chunk = Path("bad.zarr/c/1/0")
     chunk.write_bytes(chunk.read_bytes()[:-9])
-    code, out, (line,) = run("kldiv-dask", "compute", "bad.zarr", "bad.zarr", "--chunks", "32,512")
+    options = "--chunks", "32,512", "--scheduler", client.scheduler.address
+    code, out, (line,) = call(capsys, "bad.zarr", "bad.zarr", *options, "--reduction", "sum")
     assert (code, out) == (1, "")
     path = re.escape(str(Path("bad.zarr").absolute()))
     assert re.fullmatch(rf"Error: on a worker, {path} \[32:64, 0:512\] could not be read: .*", line)

@@ -27,14 +27,15 @@ def test_logits_give_the_mean_over_positions():
     assert float(out) == pytest.approx(expected, rel=1e-12)
 
 
-def test_axis_temperature_and_mask(folder):
+def test_axis_temperature_and_mask(client, folder, capsys):
     x, t = (np.moveaxis(np.load(path), -1, 0) for path in LOGITS)
     x[:, 0, 3] = np.nan
     mask = np.arange(32) % 3 == 1
     for name, array in (("x", x), ("t", t), ("mask", mask)):
         np.save(f"{name}.npy", array)
     options = ["--logits", "--axis", "0", "--temperature", "2", "--where", "mask.npy", "--json"]
-    code, out, err = run("kldiv-dask", "compute", "x.npy", "t.npy", *options)
+    options += ["--scheduler", client.scheduler.address]
+    code, out, err = call(capsys, "x.npy", "t.npy", *options)
     assert (code, err) == (0, [])
     report = json.loads(out)
     wanted = kl_div_with_logits_summary(x, t, axis=0, temperature=2, where=mask).compute()
@@ -48,7 +49,7 @@ def test_axis_temperature_and_mask(folder):
     assert {name: report[name] for name in given} == given
 
 
-def test_a_mask_of_elements(folder):
+def test_a_mask_of_elements(client, folder, capsys):
     rng = np.random.default_rng(0)
     x, t = np.log(rng.random((9, 5))), rng.random((9, 5))
     mask = rng.random((9, 1)) < 0.5
@@ -56,7 +57,7 @@ def test_a_mask_of_elements(folder):
     for name, array in (("x", x), ("t", t), ("mask", mask)):
         np.save(f"{name}.npy", array)
     arguments = ["x.npy", "t.npy", "--where", "mask.npy", "--reduction", "batchmean"]
-    code, out, err = run("kldiv-dask", "compute", *arguments)
+    code, out, err = call(capsys, *arguments, "--scheduler", client.scheduler.address)
     assert (code, err) == (0, [])
     wanted = kl_div_summary(x, t, where=mask).compute()
     assert np.isfinite(wanted.batchmean)

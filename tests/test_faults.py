@@ -73,12 +73,23 @@ def test_nothing_happens(place, data, table):
 # Workers
 
 
-def test_a_worker_is_killed(place, data, table):
-    with running(place, data) as run:
+@needs_hosts
+@pytest.mark.slow
+def test_a_worker_is_killed(hosts, data, table):
+    with running(hosts, data) as run:
         run.wait_for_some()
         run.strike()
-        place.workers(run.process)[0].kill()
-        table.right(f"{place.name}: SIGKILL of a worker", run, data)
+        hosts.workers(run.process)[0].kill()
+        table.right("hosts: SIGKILL of a worker", run, data)
+
+
+def test_a_worker_is_killed_where_a_read_has_failed_twice(local, data, table):
+    faulty.place(data.faults, data.chunk(20), faulty.ERROR, times=2)
+    with running(local, data) as run:
+        run.wait(lambda: not faulty.pending(data.faults, data.chunk(20)))
+        run.strike()
+        local.workers(run.process)[0].kill()
+        table.right("local: a read that fails twice, then SIGKILL of a worker", run, data)
 
 
 @needs_hosts
@@ -165,12 +176,14 @@ def test_a_cable_is_pulled(hosts, data, table):
 # Files
 
 
-def test_a_read_fails_twice(place, data, table):
+@needs_hosts
+@pytest.mark.slow
+def test_a_read_fails_twice(hosts, data, table):
     faulty.place(data.faults, data.chunk(60), faulty.ERROR, times=2)
-    with running(place, data) as run:
+    with running(hosts, data) as run:
         run.wait(lambda: len(faulty.pending(data.faults, data.chunk(60))) < 2)
         run.strike()
-        table.right(f"{place.name}: a read that fails twice", run, data)
+        table.right("hosts: a read that fails twice", run, data)
 
 
 @pytest.mark.slow

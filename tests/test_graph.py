@@ -307,7 +307,7 @@ def test_with_array_expressions() -> None:
     ]
     folder = Path(__file__).parent
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *(str(folder / name) for name in selected)],
+        [sys.executable, "-m", "pytest", "-q", "-n0", *(str(folder / name) for name in selected)],
         env={**os.environ, "DASK_ARRAY__QUERY_PLANNING": "True"},
         cwd=folder.parent,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Divergences from logits: sums, shapes, masks and graphs; `test_softmax.py` has the accuracy.
+"""Divergences from logits: values, chunks, shapes and types; `test_softmax.py` has the accuracy.
 
 A result is compared, bit for bit, with what one call of the kernel on whole arrays gives at each
 position, summed as a fraction and rounded once.
@@ -7,8 +7,6 @@ position, summed as a fraction and rounded once.
 import itertools
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from distributed import Client
-from numpy.exceptions import AxisError
 
 from kldiv_dask import KLDivSummary, kl_div_with_logits, kl_div_with_logits_summary
 from kldiv_dask.kernels.softmax import block_divergences
@@ -37,9 +34,6 @@ from tests.cases import (
 )
 from tests.reference_logits import divergence
 from tests.test_bits import LAYOUTS, Source
-from tests.test_graph import Counting, refuse, stages
-from tests.test_operands import filtered, without_expressions
-from tests.test_where import lazy_mask, mask_shapes, masks
 
 OCR = Path(__file__).parent / "data" / "ocr"
 SORTS = ("usual", "near", "masked", "special")
@@ -305,243 +299,3 @@ def test_types(types: tuple[str, str], dtype: str | None, result: str) -> None:
     # Narrow logits are exact: they are those of the wide type.
     wide = positions(x.astype("f8"), t.astype("f8"))
     np.testing.assert_allclose(values, wide, rtol=1e-12 if "float64" in (*types, dtype) else 1e-6)
-
-
-# Masks
-
-
-@pytest.mark.parametrize(("types", "shapes"), [
-    (TYPES[2], ((4, 3, 7), (4, 3, 7))), (TYPES[3], ((4, 1, 7), (3, 7))), (TYPES[3], ((7,), (7,))),
-    (TYPES[3], ((5, 7), (7,))), (TYPES[3], ((0, 3, 7), (0, 3, 7))), (TYPES[3], ((3, 0, 7), (7,))),
-])  # fmt: skip
-def test_masks_of_every_shape(types: tuple[str, str], shapes: tuple[Shape, Shape]) -> None:
-    rng = np.random.default_rng(3)
-    sorts = itertools.cycle(SORTS)
-    for own in dict.fromkeys(mask_shapes(np.broadcast_shapes(*shapes)[:-1])):
-        for where in masks(rng, own):
-            x, t = operands(next(sorts), shapes, types)
-            values = positions(x, t)
-            pair = lazily(x, t, random_chunking(rng, values.shape))
-            check(values, x.dtype, *pair, where=lazy_mask(rng, where))
-
-
-def test_masks_of_every_layout() -> None:
-    x, t = operands("usual", ((6, 4, 7),) * 2, TYPES[2])
-    values, where = positions(x, t), np.arange(24).reshape(6, 4) % 5 > 1
-    for name in ("C", "Fortran", "strided", "reversed rows", "reversed columns", "read-only"):
-        check(values, x.dtype, x, t, where=LAYOUTS[name](where))
-    spread = np.repeat(where[:, 0], 2)
-    check(values[:, 0], x.dtype, x[:, 0], t[:, 0], where=spread[::2])
-    check(values[:, 0], x.dtype, x[:, 0], t[:, 0], where=[True])
-
-
-def test_what_is_excluded_does_no_harm() -> None:
-    rng = np.random.default_rng(4)
-    x, t = operands("usual", ((6, 5, 7),) * 2, TYPES[2])
-    where = rng.random((6, 5)) < 0.6
-    where[2] = False
-    pairs = [(x, t)]
-    for spoilt in itertools.product((False, True), repeat=2):
-        pair = [np.array(a) for a in (x, t)]
-        for a in itertools.compress(pair, spoilt):
-            a[~where] = rng.choice([np.nan, np.inf, -np.inf, 3e38], a[~where].shape)
-        pairs.append((pair[0], pair[1]))
-    for pair in pairs:
-        check(positions(x, t), x.dtype, *lazily(*pair, ((4, 2), (3, 2))), where=where)
-        split = lazily(*pair, ((4, 2), (3, 2)), 3)
-        got = kl_div_with_logits(*split, where=where, reduction="none").compute()
-        np.testing.assert_allclose(got, np.where(where, positions(x, t), 0), rtol=1e-6)
-    summary = kl_div_with_logits_summary(*pairs[-1], where=where).compute()
-    assert (summary.numel, summary.batch_size, summary.nan_count) == (where.sum(), 5, 0)
-
-
-# Unknown chunk sizes
-
-
-@without_expressions
-@pytest.mark.parametrize("keep", [[0, 1, 2, 5], [3], []])
-def test_unknown_chunk_sizes(keep: list[int]) -> None:
-    x, t = operands("usual", ((6, 4),) * 2, TYPES[2])
-    values, where = positions(x[keep], t[keep]), np.arange(6) % 2 == 0
-    pair = filtered(x, keep), filtered(t, keep)
-    check(values, x.dtype, *pair)
-    check(values, x.dtype, *(a.T for a in pair), axis=0)
-    check(positions(x[keep], t[0]), x.dtype, pair[0], t[0])
-    got = kl_div_with_logits(*(a.rechunk({1: 3}) for a in pair), reduction="none").compute()
-    np.testing.assert_allclose(got, values, rtol=1e-6)
-    for reduction in REDUCTIONS:
-        lazy = kl_div_with_logits(*pair, where=filtered(where, keep), reduction=reduction)
-        assert_same_bits(lazy.compute(), wanted(values, reduction, x.dtype, where[keep]), reduction)
-
-
-@without_expressions
-def test_unknown_chunk_sizes_that_do_not_match() -> None:
-    x, t = operands("usual", ((6, 4),) * 2, TYPES[2])
-    for other, classes in itertools.product(([0], [0, 1, 2, 3, 4, 5]), (4, 3)):
-        pair = (filtered(a, keep).rechunk({1: classes}) for a, keep in ((x, [0, 2, 4]), (t, other)))
-        lazy = kl_div_with_logits(*pair, reduction="sum")
-        with pytest.raises(ValueError, match=r"unequal shapes .*compute_chunk_sizes"):
-            lazy.compute(scheduler="synchronous")
-
-
-@without_expressions
-@pytest.mark.parametrize("classes", [4, 3])
-def test_unknown_chunk_sizes_of_a_mask_that_do_not_match(classes: int) -> None:
-    x, t = operands("usual", ((6, 4),) * 2, TYPES[2])
-    pair = [filtered(a, [0, 1, 2, 3]).rechunk({1: classes}) for a in (x, t)]
-    for rows, reduction in itertools.product(([0, 2, 4], [0]), ("none", "sum")):
-        where = filtered(np.ones(6, bool), rows)
-        lazy = kl_div_with_logits(*pair, reduction=reduction, where=where)
-        with pytest.raises(ValueError, match=r"where has a chunk of shape .*compute_chunk_sizes"):
-            lazy.compute(scheduler="synchronous")
-
-
-@without_expressions
-def test_unknown_numbers_of_classes() -> None:
-    x, t = operands("usual", ((5, 6),) * 2, TYPES[3])
-    for chunks, keep in itertools.product((6, 2), ([0, 1, 3], [5])):
-        pair = [filtered(a.T, keep, chunks).T for a in (x, t)]
-        got = kl_div_with_logits(*pair, reduction="none").compute()
-        np.testing.assert_allclose(got, positions(x[:, keep], t[:, keep]), rtol=1e-12)
-    pair = [filtered(a.T, keep).T for a, keep in ((x, [0, 1]), (t, [0, 1, 2]))]
-    with pytest.raises(ValueError, match=r"unequal shapes .*compute_chunk_sizes"):
-        kl_div_with_logits(*pair).compute(scheduler="synchronous")
-    none = kl_div_with_logits(*(filtered(a.T, [], 6).T for a in (x, t)), reduction="none")
-    with pytest.raises(ValueError, match="classes"):
-        none.compute(scheduler="synchronous")
-    # Of several chunks each may be empty; in all of them together there is no distribution.
-    none = kl_div_with_logits(*(filtered(a.T, [], 2).T for a in (x, t)), reduction="none")
-    assert np.isnan(none.compute(scheduler="synchronous")).all()
-
-
-# Errors and warnings
-
-X, T = operands("usual", ((6, 4),) * 2, TYPES[3])
-LAZY_X, LAZY_T = da.from_array(X, chunks=(2, 4)), da.from_array(T, chunks=(3, 4))
-OF_DTYPE = "accepted are float16, bfloat16, float32, float64"
-UNEQUAL = "input of shape {} and target of shape {} have {} and {} classes along axis {}; "
-UNEQUAL += "accepted are equal numbers from 1 on"
-POSITIVE = "accepted is a positive finite number"
-
-ERRORS: list[tuple[Any, ...]] = [
-    (TypeError, f"target is of dtype complex64; {OF_DTYPE}", (X.astype(int), T.astype("c8")), {}),
-    (TypeError, f"input is of dtype int64; {OF_DTYPE}", (X.astype(int), T), {}),
-    (TypeError, f"dtype is of dtype int32; {OF_DTYPE}", (X, T), {"dtype": "i4"}),
-    (ValueError, UNEQUAL.format((6, 3), (6, 4), 3, 4, -1), (X[:, 1:], T), {}),
-    (ValueError, UNEQUAL.format((6, 1), (6, 4), 1, 4, -1), (LAZY_X[:, :1], LAZY_T), {}),
-    (ValueError, UNEQUAL.format((1, 4), (6, 4), 1, 6, -2), (X[:1], T), {"axis": 0}),
-    (ValueError, UNEQUAL.format((6, 0), (6, 0), 0, 0, -1), (X[:, :0], T[:, :0]), {}),
-    (ValueError, UNEQUAL.format((0, 4), (0, 4), 0, 0, -2), (X[:0], T[:0]), {"axis": 0}),
-    (ValueError, "input of shape (5, 4) and target of shape (6, 4) do not broadcast together",
-     (X[1:], T), {}),
-    (ValueError, "input of shape () has no axis -1 of classes", (1.0, T), {}),
-    (ValueError, "target of shape (4,) has no axis -2 of classes", (X, T[0]), {"axis": 0}),
-    (AxisError, "axis: axis -1 is out of bounds for array of dimension 0", (1.0, 2.0), {}),
-    (AxisError, "axis: axis 2 is out of bounds for array of dimension 2", (X, T), {"axis": 2}),
-    *((TypeError, f"axis is {axis!r}; accepted is an integer, the axis of the classes", (X, T),
-       {"axis": axis}) for axis in ((1,), (0, 1), None, 1.0, "1")),
-    *((ValueError, f"temperature is {temperature!r}; {POSITIVE}", (X, T),
-       {"temperature": temperature}) for temperature in (0, -1.5, math.nan, math.inf)),
-    *((TypeError, f"temperature is {temperature!r}; {POSITIVE}", (X, T),
-       {"temperature": temperature}) for temperature in ("1", None, [1.0], 2j)),
-    *((ValueError, f"reduction is {r!r}; accepted are 'none', 'mean', 'batchmean', 'sum'",
-       (X, T), {"reduction": r}) for r in ("average", "elementwise_mean", None, ["sum"])),
-    (TypeError, "where is of dtype int64; accepted is bool", (X, T), {"where": [1] * 6}),
-    (ValueError, "where of shape (6, 4) does not broadcast to the shape (6,) of the result", (X, T),
-     {"where": X > 0}),
-    (ValueError, "split_every is 1; it must be at least 2", (LAZY_X, LAZY_X), {"split_every": 1}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("category", "text", "pair", "options"), ERRORS)
-def test_errors(
-    category: type[Exception], text: str, pair: tuple[Any, Any], options: dict[str, Any]
-) -> None:
-    functions = [kl_div_with_logits, kl_div_with_logits_summary]
-    for function in functions[:1] if "reduction" in options else functions:
-        with pytest.raises(category) as caught:
-            function(*pair, **options)
-        assert type(caught.value) is category
-        assert str(caught.value) == text
-
-
-def test_dimensions_are_not_kept() -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'keepdims'"):
-        kl_div_with_logits(X, T, keepdims=True)
-
-
-def test_warnings_are_of_chunks_alone_and_at_the_callers_line() -> None:
-    calls: list[tuple[Callable[[], Any], int]] = [
-        (lambda: kl_div_with_logits(LAZY_X, LAZY_T), 1),
-        (lambda: kl_div_with_logits(LAZY_X, LAZY_T, reduction="none", axis=0), 1),
-        (lambda: kl_div_with_logits_summary(LAZY_X, LAZY_T), 1),
-        (lambda: kl_div_with_logits(X, T), 0),
-        (lambda: kl_div_with_logits(LAZY_X, T, reduction="mean"), 0),
-    ]
-    for call, count in calls:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            call()
-        assert [(w.category, w.filename, w.lineno) for w in caught] == count * [
-            (da.PerformanceWarning, __file__, call.__code__.co_firstlineno)
-        ]
-
-
-# Graphs
-
-
-def built() -> Iterator[da.Array]:
-    """Results that all differ."""
-    where = np.arange(6) % 2 == 0
-    every: list[dict[str, Any]] = [
-        {}, {"temperature": 2.0}, {"temperature": 0.3}, {"axis": 0}, {"dtype": "float32"},
-        {"where": where}, {"where": ~where}, {"where": da.zeros(6, chunks=4, dtype=bool)},
-    ]  # fmt: skip
-    for classes, options in itertools.product((4, 3), every):
-        pair = [da.from_array(a, (2, classes)) for a in (X, T)]
-        yield from (kl_div_with_logits(*pair, reduction=r, **options) for r in REDUCTIONS)
-        if "dtype" not in options:
-            yield from kl_div_with_logits_summary(*pair, **options)[3:]
-
-
-def test_nothing_is_computed_and_keys_are_the_same_again() -> None:
-    with dask.config.set(scheduler=refuse):
-        names = [lazy.name for lazy in built()]
-        assert names == [lazy.name for lazy in built()]
-    assert len(set(names)) == len(names)
-    assert all(name.startswith("kl-div-") for name in names)
-
-
-@pytest.mark.parametrize("options", [{}, {"where": da.ones(64, chunks=2, dtype=bool)}])
-@pytest.mark.parametrize("classes", [6, 2])
-def test_stages_are_named(classes: int, options: dict[str, Any]) -> None:
-    pair = [da.from_array(-np.random.default_rng(s).random((64, 6)), (2, classes)) for s in (0, 1)]
-    for reduction in REDUCTIONS:
-        names = stages(kl_div_with_logits(*pair, reduction=reduction, **options))
-        for operand in (*pair, *options.values()):
-            names -= stages(operand)
-        assert names["kl-div-block"] >= 32
-        assert all(name.startswith("kl-div-") for name in names)
-
-
-@without_expressions
-@pytest.mark.parametrize(("reduction", "more"), [("mean", 2), ("batchmean", 2), ("none", 32)])
-def test_one_task_for_each_pair_of_chunks(reduction: str, more: int) -> None:
-    """And two for the tree and the end, or for 'none' another name of each result."""
-    sources = (Counting(np.full((64, 6), value)) for value in (0.0, 1.0))
-    pair = (da.from_array(source, (2, 6), inline_array=True) for source in sources)
-    (optimised,) = dask.optimize(kl_div_with_logits(*pair, reduction=reduction))
-    assert sum(n for name, n in stages(optimised).items() if name.startswith("kl-div-block")) == 32
-    assert stages(optimised).total() == 32 + more
-
-
-@pytest.mark.parametrize("chunks", [(12, 6), (3, 6), (3, 2), (1, 1)])
-def test_the_summary_reads_each_chunk_once(chunks: Shape) -> None:
-    sources = [Counting(-np.random.default_rng(seed).random((12, 6))) for seed in range(2)]
-    arrays = [da.from_array(source, chunks=chunks) for source in sources]
-    summary = kl_div_with_logits_summary(*arrays, where=np.arange(12) % 3 > 0)
-    assert not any(source.reads for source in sources)
-    summary.compute(scheduler="threads")
-    for source in sources:
-        assert set(source.reads.values()) == {1}
-        assert len(source.reads) == math.prod(arrays[0].numblocks)

@@ -89,7 +89,7 @@ def test_only_a_slab_is_read_at_a_time(small):
     assert len(set(seen)) <= 35
 
 
-def test_the_command(small, tmp_path, monkeypatch, capsys):
+def test_the_command(small, client, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.save("x.npy", np.log(rng.random((60, 4))))
@@ -98,7 +98,7 @@ def test_the_command(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         summary_module.graph, "walk", lambda *a, **k: walks.append(1) or slabs.walk(*a, **k)
     )
-    options = ["--reduction", "sum", "--chunks"]
+    options = ["--scheduler", client.scheduler.address, "--reduction", "sum", "--chunks"]
     one = call(capsys, "x.npy", "t.npy", *options, "60,4")
     assert (one[0], one[2], walks) == (0, [], [])
     many = call(capsys, "x.npy", "t.npy", *options, "1,4")

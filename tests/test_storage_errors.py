@@ -32,12 +32,14 @@ def zarr_group(path, names):
         group.create_array(name, shape=(2,), dtype="f4")
 
 
+KNOWN = "a .npy file, a .safetensors file, a Zarr array .*, an HDF5 file or a base file of llama"
+
 BROKEN = {
     "missing.npy": (lambda path: None, FileNotFoundError, "does not exist"),
     "missing.zarr": (lambda path: None, FileNotFoundError, "does not exist"),
     "hollow.zarr": (lambda path: path.mkdir(), FileNotFoundError, "no Zarr array or group"),
-    "folder": (lambda path: path.mkdir(), ValueError, "a .npy file or a Zarr array"),
-    "x.csv": (lambda path: path.write_text("1,2"), ValueError, "a .npy file or a Zarr array"),
+    "folder": (lambda path: path.mkdir(), ValueError, f"it must be {KNOWN}"),
+    "x.csv": (lambda path: path.write_text("1,2"), ValueError, f"it must be {KNOWN}"),
     "text.npy": (lambda path: path.write_text("1,2 and 3,4"), ValueError, "magic string"),
     "empty.npy": (lambda path: path.touch(), ValueError, "magic string"),
     "new.npy": (lambda path: path.write_bytes(b"\x93NUMPY\x09\0"), ValueError, r"version \(9, 0\)"),
@@ -107,7 +109,7 @@ def test_refused_keys(tmp_path, kind, key, message):
 
 @pytest.mark.parametrize("key", [None, "q"])
 def test_refused_urls(key):
-    with pytest.raises(FileNotFoundError, match=r"memory://nowhere.* is no Zarr"):
+    with pytest.raises(FileNotFoundError, match=r"memory://nowhere.* is no Zarr.*must be local"):
         open_array("memory://nowhere", key=key)
     with pytest.raises(ValueError, match=r"s3://bucket/x\.npy is a URL.*must be local"):
         open_array("s3://bucket/x.npy", key=key)

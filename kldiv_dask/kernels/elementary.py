@@ -57,6 +57,14 @@ FLOAT32 = _constants(
         0x1p-1 0x1.555556p-3 0x1.55557p-5 0x1.1110c2p-7 0x1.6c024p-10 0x1.a03858p-13 0x1.a901e6p-16
         0x1.71cd16p-19
     """,
+    jensen="""
+        0x1p-3 -0x1.fffffep-5 0x1.ffff72p-7 -0x1.5548a8p-9 0x1.c621e2p-12 -0x1.67ebfep-14
+        0x1.648ff8p-17
+    """,
+    mixture="""
+        0x1.62e43p-2 -0x1.3a37bep-3 -0x1.fffb68p-3 0x1.54c86ep-4 -0x1.4cf7dcp-5 0x1.54a74ap-6
+        -0x1.d0113ep-8
+    """,
 )
 
 FLOAT64 = _constants(
@@ -81,6 +89,18 @@ FLOAT64 = _constants(
         0x1.6c16c16be65e8p-10 0x1.a01a018d510f5p-13 0x1.a01a01cf86b4fp-16 0x1.71de4a95f51fp-19
         0x1.27e4e818eecb4p-22 0x1.ae56b3de6d05bp-26 0x1.1ef2ffdea9fafp-29 0x1.669e4a9d82e5ep-33
         0x1.94f8239e288a1p-37
+    """,
+    jensen="""
+        0x1p-3 -0x1.fffffffffffdfp-5 0x1.fffffffffd899p-7 -0x1.555555544b3b4p-9
+        0x1.c71c7155228a4p-12 -0x1.6c16b2f11584fp-14 0x1.6c14611c55a88p-17 0x1.1675a64642fcep-22
+        -0x1.e5f66318b190fp-26 -0x1.845d415eb6504p-24 0x1.625781421f1b8p-29 0x1.742fb19d38bffp-27
+        -0x1.9034c98ec1307p-29 0x1.030a4a7e3612fp-32
+    """,
+    mixture="""
+        0x1.62e42fefa39efp-2 -0x1.3a37a020b8c13p-3 -0x1.fffffffffd87ap-3 0x1.5555555369c53p-4
+        -0x1.555554b79d50fp-5 0x1.99997d351eacbp-6 -0x1.110f72d732d65p-6 0x1.85f88601f7c01p-7
+        -0x1.23b6d9e105bd2p-7 0x1.beaf1c8348ad1p-8 -0x1.4e48adbfe945p-8 0x1.bc230df8aeb45p-9
+        -0x1.b84c0c23e8c43p-10 0x1.cc76a3409ab85p-12
     """,
 )
 

@@ -1,14 +1,12 @@
-"""NumPy's ``.npy`` files, memory-mapped chunk by chunk."""
+"""NumPy's ``.npy`` files, mapped into memory chunk by chunk."""
 
 import math
 import os
-from dataclasses import dataclass
-from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 
-from kldiv_dask.storage.source import Source, check_dtype, is_url
+from kldiv_dask.storage.mapped import MappedSource
+from kldiv_dask.storage.source import check_dtype, require_local
 
 DESCRIPTION = "a .npy file"
 
@@ -21,52 +19,12 @@ _HEADER_READERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class NpySource(Source):
-    """An array in a ``.npy`` file.
-
-    Parameters
-    ----------
-    offset : int
-        Where the data begins, in bytes.
-    size : int
-        Size of the file when it was opened, in bytes.
-    mtime_ns : int
-        When the file was last written, in nanoseconds since the epoch.
-    """
-
-    offset: int
-    size: int
-    mtime_ns: int
-
-    def read(self, index: tuple[Any, ...]) -> Any:
-        """Map the file and return a read-only view of a region; see `Source.read`.
-
-        The pages are read when the view is used. A map beyond the end of the file would then kill
-        the process (SIGBUS), so the size is checked first, at every read.
-        """
-        size = os.stat(self.path).st_size
-        if size != self.size:
-            raise ValueError(f"the file has {size} bytes, it had {self.size} when it was opened")
-        whole = _MAPS.get(self)
-        if whole is None:
-            whole = _MAPS[self] = np.memmap(
-                self.path, self.stored_dtype, "r", self.offset, self.shape, self.order
-            )
-        return np.asarray(whole)[index]
-
-
-# Every map holds a file descriptor, and there may be thousands of chunks in memory: all views of a
-# file share a map, which is closed with the last of them.
-_MAPS: WeakValueDictionary[NpySource, np.memmap[Any, np.dtype[Any]]] = WeakValueDictionary()
-
-
 def recognises(path: str) -> bool:
     """Whether `path` is meant as a ``.npy`` file."""
     return path.lower().endswith(".npy")
 
 
-def open_source(path: str, key: str | None) -> NpySource:
+def open_source(path: str, key: str | None) -> MappedSource:
     """Read the header of a ``.npy`` file.
 
     Parameters
@@ -78,7 +36,7 @@ def open_source(path: str, key: str | None) -> NpySource:
 
     Returns
     -------
-    NpySource
+    MappedSource
         The handle of the array.
 
     Raises
@@ -90,8 +48,7 @@ def open_source(path: str, key: str | None) -> NpySource:
     TypeError
         If the data type can't be read; objects are never unpickled.
     """
-    if is_url(path):
-        raise ValueError(f"{path} is a URL; a .npy file is mapped into memory, so it must be local")
+    require_local(path, "a .npy file")
     if key is not None:
         raise ValueError(f"key={key!r} was given for {path}; a .npy file holds one unnamed array")
     with open(path, "rb") as file:
@@ -111,7 +68,7 @@ def open_source(path: str, key: str | None) -> NpySource:
             f"{path} is truncated: an array of shape {shape} and dtype {dtype} takes"
             f" {expected} bytes with its header, the file has {status.st_size}"
         )
-    return NpySource(
+    return MappedSource(
         path=path,
         key=None,
         shape=shape,

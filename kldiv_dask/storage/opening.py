@@ -1,13 +1,15 @@
 """From files to lazily read Dask arrays."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import dask.array as da
 import dask.base
 import numpy as np
 
-from kldiv_dask.storage import npy, zarr
+from kldiv_dask.storage import hdf5, llama, npy, safetensors, zarr
 from kldiv_dask.storage.chunking import Chunks, NormalisedChunks, plan_chunks, restrict
 from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalise_path
 
@@ -26,18 +28,27 @@ class Format(Protocol):
         """Read what is needed to know the array, not the array."""
 
 
-# In the order in which they are asked.
-FORMATS: tuple[Format, ...] = (npy, zarr)
+# In the order in which they are asked: those that go by the name, then those that look inside.
+FORMATS: tuple[Format, ...] = (npy, safetensors, zarr, hdf5, llama)
 
 
-def open_array(path: PathLike, *, chunks: Chunks = None, key: str | None = None) -> da.Array:
+def open_array(
+    path: PathLike, *, chunks: Chunks = None, key: str | None = None, renormalise: bool = False
+) -> da.Array:
     """Open a stored array lazily.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.npy`` file, or a Zarr array or group (format 2 or 3): a local directory or any fsspec
-        URL, such as ``s3://bucket/scores.zarr``. Workers must find it under the same name.
+        What is stored, under a name by which workers find it too:
+
+        - a ``.npy`` file;
+        - a ``.safetensors`` file;
+        - a Zarr array or group (format 2 or 3): a local directory or any fsspec URL, such as
+          ``s3://bucket/scores.zarr``;
+        - an HDF5 file, whose name ends in ``.h5``, ``.hdf5`` or ``.he5`` or which begins with the
+          signature of HDF5;
+        - a base file of llama.cpp, from ``llama-perplexity --save-all-logits``, under any name.
     chunks : int, str, tuple, mapping or None, optional
         Chunks to read. By default about 128 MiB each, whole multiples of the stored chunks (of the
         shards if there are any), leading axes split before the last one; a stored chunk larger
@@ -45,14 +56,23 @@ def open_array(path: PathLike, *, chunks: Chunks = None, key: str | None = None)
         A size such as ``'64 MiB'`` sets another limit; anything else is as in
         `dask.array.from_array`.
     key : str, optional
-        Path of the array within a Zarr group.
+        Path of the array within a Zarr group or an HDF5 file, or name of the tensor; where an HDF5
+        or ``.safetensors`` file holds only one, it can be left out. Of a base file of llama.cpp,
+        ``'log_probs'``, the default: float32 log-probabilities of shape (chunk, row, class), with
+        whole rows as stored chunks; ``'labels'``: the token that each row predicts, int32 of shape
+        (chunk, row); or ``'tokens'``: all tokens, int32 of shape (chunk, position).
+    renormalise : bool, optional
+        Whether to subtract from each row of log-probabilities of llama.cpp the logarithm of the
+        sum of its probabilities. They are stored rounded, and none less than 16 nats below the
+        largest of its row, so the probabilities of a row do not quite add up to 1. Computed in
+        float64, then rounded to float32.
 
     Returns
     -------
     dask.array.Array
-        Array of the stored shape and dtype, in native byte order. Chunks of a ``.npy`` file are
-        read-only views of the file. Opening the same file again gives the same keys; writing a
-        ``.npy`` file or Zarr metadata gives new ones.
+        Array of the stored shape and dtype, in native byte order. Chunks of ``.npy`` and
+        ``.safetensors`` files are read-only views of the file. Opening the same file again gives
+        the same keys; writing the file, or Zarr metadata, gives new ones.
 
     Raises
     ------
@@ -60,11 +80,13 @@ def open_array(path: PathLike, *, chunks: Chunks = None, key: str | None = None)
         If there is nothing at `path`.
     ValueError
         If the format is not recognised, the file is damaged or truncated, `key` does not name an
-        array, or `chunks` does not suit the shape.
+        array or is needed, `chunks` does not suit the shape, or `renormalise` the array.
     TypeError
         If the dtype is not boolean, integer or real floating point.
     ImportError
         If a package that the format needs is not installed.
+    BlockingIOError
+        If another process has an HDF5 file open for writing.
     ChunkReadError
         At compute time, if a chunk can't be read: its file is damaged, or has changed or gone.
 
@@ -81,6 +103,8 @@ def open_array(path: PathLike, *, chunks: Chunks = None, key: str | None = None)
     (((2, 1), (2,)), 15.0)
     """
     source = _open_source(path, key)
+    if renormalise:
+        (source,) = _renormalised([source])
     return _to_dask(source, plan_chunks([source], chunks))
 
 
@@ -91,6 +115,7 @@ def open_pair(
     chunks: Chunks = None,
     input_key: str | None = None,
     target_key: str | None = None,
+    renormalise: bool = False,
 ) -> tuple[da.Array, da.Array]:
     """Open two stored arrays lazily, chunked alike, so that each pair of chunks is one task.
 
@@ -103,7 +128,9 @@ def open_pair(
         arrays' stored chunks, of about 128 MiB in the wider dtype; where the least common multiple
         is larger than that, a multiple of the larger stored chunks.
     input_key, target_key : str, optional
-        Path of each array within its Zarr group.
+        As `key` of `open_array`, for each array.
+    renormalise : bool, optional
+        As in `open_array`, for whichever array is of llama.cpp, or both.
 
     Returns
     -------
@@ -117,7 +144,7 @@ def open_pair(
         If either dtype is not float16, bfloat16, float32 or float64.
     ValueError
         If the shapes do not broadcast, or for the reasons in `open_array`.
-    FileNotFoundError, ImportError, ChunkReadError
+    FileNotFoundError, ImportError, BlockingIOError, ChunkReadError
         As in `open_array`.
 
     Examples
@@ -133,11 +160,13 @@ def open_pair(
     ...     x.chunks == t.chunks, float((t - x).sum().compute())
     (True, 8.0)
     """
-    sources = _open_source(input, input_key), _open_source(target, target_key)
+    sources = [_open_source(input, input_key), _open_source(target, target_key)]
     for source in sources:
         if source.dtype.name not in REAL_FLOATS:
             accepted = ", ".join(REAL_FLOATS)
             raise TypeError(f"{source.name} has dtype {source.dtype}; a pair is two of {accepted}")
+    if renormalise:
+        sources = _renormalised(sources)
     x, t = sources
     try:
         np.broadcast_shapes(x.shape, t.shape)
@@ -158,8 +187,23 @@ def _open_source(path: PathLike, key: str | None) -> Source:
     for module in FORMATS:
         if module.recognises(path):
             return module.open_source(path, key)
-    known = " or ".join(module.DESCRIPTION for module in FORMATS)
-    raise ValueError(f"{path} is of no format that can be read; it must be {known}")
+    *known, last = (module.DESCRIPTION for module in FORMATS)
+    raise ValueError(
+        f"{path} is of no format that can be read; it must be {', '.join(known)} or {last}"
+    )
+
+
+def _renormalised(sources: Sequence[Source]) -> list[Source]:
+    """Have those sources renormalised that are log-probabilities of llama.cpp, at least one."""
+    if not any(isinstance(source, llama.LogProbsSource) for source in sources):
+        raise ValueError(
+            "renormalise=True is for log-probabilities of llama.cpp's base files;"
+            f" {' and '.join(source.name for source in sources)} can't be renormalised"
+        )
+    return [
+        replace(source, renormalise=True) if isinstance(source, llama.LogProbsSource) else source
+        for source in sources
+    ]
 
 
 def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
@@ -162,6 +163,26 @@ def display_name(path: str, key: str | None) -> str:
 def is_url(path: str) -> bool:
     """Whether `path` is a URL rather than a local path."""
     return "://" in path
+
+
+def require_local(path: str, kind: str) -> None:
+    """Raise ValueError, naming the kind of file, if `path` is a URL."""
+    if is_url(path):
+        raise ValueError(f"{path} is a URL; {kind} is mapped into memory, so it must be local")
+
+
+def signature(path: str) -> bytes:
+    """Read the first 8 bytes of a local file; nothing of what is no file."""
+    if not os.path.isfile(path):
+        return b""
+    with open(path, "rb") as file:
+        return file.read(8)
+
+
+def name_some(names: Sequence[str]) -> str:
+    """List the keys that could have been meant, up to ten of them, as the end of a message."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"pass key=, one of {', '.join(map(repr, names[:10]))}{more}"
 
 
 def normalise_path(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 
 import dask.base
 
-from kldiv_dask.storage.source import Source, check_dtype, display_name, is_url, require, spans
+from kldiv_dask.storage.source import (
+    Source,
+    check_dtype,
+    display_name,
+    is_url,
+    name_some,
+    require,
+    spans,
+)
 
 DESCRIPTION = "a Zarr array or group (a directory or an fsspec URL)"
 
@@ -142,7 +150,9 @@ def _node(path: str, key: str | None) -> Any:
     try:
         return zarr.open(path, mode="r", path=key or "")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{display_name(path, key)} is no Zarr array or group") from error
+        hint = "; files of other formats must be local" if is_url(path) else ""
+        name = display_name(path, key)
+        raise FileNotFoundError(f"{name} is no Zarr array or group{hint}") from error
     except (ImportError, OSError):
         raise
     except Exception as error:
@@ -158,8 +168,7 @@ def _contents(path: str) -> str:
     names = [name for name, node in group.members(max_depth=None) if hasattr(node, "shape")]
     if not names:
         return "; it holds no arrays"
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"; pass key=, one of {', '.join(map(repr, names[:10]))}{more}"
+    return f"; {name_some(names)}"
 
 
 def _modified(path: str, metadata: str) -> Any:

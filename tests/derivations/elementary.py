@@ -28,9 +28,14 @@ class Format(NamedTuple):
     exp_terms: int
     log_terms: int
     excess_terms: int
+    jensen_terms: int
+    mixture_terms: int
 
 
-FORMATS = (Format("FLOAT32", 24, 8, 5, 3, 8), Format("FLOAT64", 53, 11, 10, 7, 13))
+FORMATS = (
+    Format("FLOAT32", 24, 8, 5, 3, 8, 7, 7),
+    Format("FLOAT64", 53, 11, 10, 7, 13, 14, 14),
+)
 
 # Powers of two are taken out of the argument of log so that what remains lies in [START, 2 START].
 START = mpf(89) / 128
@@ -57,6 +62,23 @@ def excess(u: mpf) -> tuple[mpf, mpf]:
     """(e^u - 1 - u) / u^2, and what one unit of it adds to e^u - 1 - u, relatively."""
     value = (mp.expm1(u) - u) / u**2
     return value, 1 / value
+
+
+def jensen(t: mpf) -> tuple[mpf, mpf]:
+    """J(t) / t^2, and what one unit of it adds to J, relatively.
+
+    J(t) = ((1 + e^-t) ln(2 / (1 + e^-t)) - t e^-t) / 2 is what a class adds to the Jensen-Shannon
+    divergence if its larger probability is 1 and the smaller e^-t.
+    """
+    z = mp.exp(-t)
+    value = ((1 + z) * mp.log(2 / (1 + z)) - t * z) / (2 * t**2)
+    return value, 1 / value
+
+
+def mixture(z: mpf) -> tuple[mpf, mpf]:
+    """(1 + z) ln(2 / (1 + z)) / 2, and what one unit of it adds to J(-ln z), relatively."""
+    value = (1 + z) * mp.log(2 / (1 + z)) / 2
+    return value, 1 / (value + z * mp.log(z) / 2)
 
 
 def rounded(value: mpf, precision: int) -> mpf:
@@ -123,6 +145,8 @@ def derive(form: Format) -> tuple[str, dict[str, mpf]]:
         "exp": (exp_remainder, -EXP_RANGE, EXP_RANGE, form.exp_terms),
         "log": (log_remainder, mpf(0), LOG_RANGE, form.log_terms),
         "excess": (excess, mpf(-1), mpf(1), form.excess_terms),
+        "jensen": (jensen, mpf(0), mpf(1), form.jensen_terms),
+        "mixture": (mixture, mpf(0), mp.exp(-1), form.mixture_terms),
     }
     lines = [f"{form.name} = _constants(", f"    np.{form.name.lower()},"]
     lines += [f'    {name}="{literal(value)}",' for name, value in numbers.items()]

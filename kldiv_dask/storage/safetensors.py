@@ -1,0 +1,108 @@
+"""Tensors of ``.safetensors`` files, mapped into memory chunk by chunk."""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from kldiv_dask.storage.mapped import MappedSource
+from kldiv_dask.storage.source import (
+    check_dtype,
+    display_name,
+    name_some,
+    require,
+    require_local,
+)
+
+DESCRIPTION = "a .safetensors file"
+
+_DTYPES = {
+    "BOOL": "?",
+    **{f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},
+    "C64": "<c8",
+}
+
+
+def recognises(path: str) -> bool:
+    """Whether `path` is meant as a ``.safetensors`` file."""
+    return path.lower().endswith(".safetensors")
+
+
+def open_source(path: str, key: str | None) -> MappedSource:
+    """Read the header of a ``.safetensors`` file.
+
+    The package checks the header, and that the tensors fill the file. It does not read them: it
+    would hold Python's lock while it copies, so one thread would read at a time.
+
+    Parameters
+    ----------
+    path : str
+        Absolute local path.
+    key : str or None
+        Name of the tensor; it can be left out if there is only one.
+
+    Returns
+    -------
+    MappedSource
+        The handle of the tensor.
+
+    Raises
+    ------
+    ValueError
+        If `path` is a URL, `key` does not name a tensor, there is none or a choice of them without
+        a key, or the file is damaged or truncated.
+    TypeError
+        If the data type can't be read, such as floating numbers of 8 bits.
+    ImportError
+        If safetensors, or for bfloat16 ml_dtypes, is not installed.
+    """
+    require_local(path, DESCRIPTION)
+    package = require("safetensors", "safetensors", path)
+    with open(path, "rb") as opened:
+        status = os.fstat(opened.fileno())
+        try:
+            with package.safe_open(path, framework="numpy") as file:
+                keys = sorted(file.keys())
+        except package.SafetensorError as error:
+            raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+        # The length of the header in 8 bytes, the header, and the data, where offsets count from.
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    contents = name_some(keys) if keys else "it holds no tensors"
+    if key is None:
+        if len(keys) != 1:
+            raise ValueError(f"{path} holds {len(keys)} tensors; {contents}")
+        (key,) = keys
+    name = display_name(path, key)
+    if key not in keys:
+        raise ValueError(f"{name} does not exist; {contents}")
+    tensor = header[key]
+    shape = tuple(tensor["shape"])
+    return MappedSource(
+        path=path,
+        key=key,
+        shape=shape,
+        stored_dtype=_dtype(tensor["dtype"], path, name),
+        stored_chunks=(1,) * len(shape),
+        order="C",
+        offset=8 + length + tensor["data_offsets"][0],
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+    )
+
+
+def _dtype(stored: str, path: str, name: str) -> np.dtype[Any]:
+    """Translate the format's name of a data type."""
+    if stored == "BF16":
+        bfloat16: np.dtype[Any] = np.dtype(require("ml_dtypes", "bfloat16", path).bfloat16)
+        return bfloat16
+    if stored not in _DTYPES:
+        raise TypeError(
+            f"{name} has dtype {stored}; boolean and integer arrays, and floating ones of at least"
+            " 16 bits, can be read: save it as BF16 or F32"
+        )
+    dtype = np.dtype(_DTYPES[stored])
+    check_dtype(dtype, name)
+    return dtype

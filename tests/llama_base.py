@@ -1,0 +1,105 @@
+"""Base files of llama.cpp, written as `llama-perplexity` does, row by row."""
+
+import struct
+
+import mpmath
+import numpy as np
+
+f4 = np.float32
+
+
+def encode(logits):
+    """Quantise the logits of one position; return its scale, its minimum and its codes."""
+    logits = np.asarray(logits, f4)
+    largest = logits.max()
+    floor = max(logits.min(), largest - f4(16))
+    log_sum = f4(np.log(np.exp(logits - largest).sum(dtype=float)))
+    scale = (largest - floor) / f4(65535)
+    codes = np.zeros(logits.shape, np.uint16)
+    if scale:
+        above = logits > floor
+        codes[above] = np.rint(f4(1) / scale * (logits[above] - floor))
+    return scale, floor - largest - log_sum, codes
+
+
+def row_bytes(logits):
+    """Give the bytes of one row."""
+    scale, minimum, codes = encode(logits)
+    padding = b"\xab\xcd" * (codes.size % 2)  # llama.cpp leaves there what there was
+    return struct.pack("<2f", scale, minimum) + codes.astype("<u2").tobytes() + padding
+
+
+def header(n_ctx, n_vocab, n_chunk, order="<"):
+    """Give the first bytes of a file."""
+    return b"_logits_" + struct.pack(f"{order}3i", n_ctx, n_vocab, n_chunk)
+
+
+def write(path, logits, tokens):
+    """Write a file.
+
+    Parameters
+    ----------
+    path : path-like
+        Where to.
+    logits : array_like
+        Of shape (n_chunk, n_ctx - 1 - n_ctx // 2, n_vocab).
+    tokens : array_like
+        Integers of shape (n_chunk, n_ctx).
+    """
+    logits, tokens = np.asarray(logits), np.asarray(tokens)
+    n_chunk, n_ctx = tokens.shape
+    assert logits.shape[:2] == (n_chunk, n_ctx - 1 - n_ctx // 2)
+    with open(path, "wb") as file:
+        file.write(header(n_ctx, logits.shape[2], n_chunk))
+        file.write(tokens.astype("<i4").tobytes())
+        for row in logits.reshape(-1, logits.shape[2]):
+            file.write(row_bytes(row))
+
+
+def read(path):
+    """Read a file with nothing but `struct`.
+
+    Returns
+    -------
+    rows : list of list of (float, float, list of int)
+        Scale, minimum and codes of every row of every chunk.
+    tokens : numpy.ndarray
+        Of shape (n_chunk, n_ctx).
+    """
+    with open(path, "rb") as file:
+        assert file.read(8) == b"_logits_"
+        n_ctx, n_vocab, n_chunk = struct.unpack("<3i", file.read(12))
+        tokens = struct.unpack(f"<{n_chunk * n_ctx}i", file.read(4 * n_chunk * n_ctx))
+        rows = []
+        while row := file.read(8 + 4 * ((n_vocab + 1) // 2)):
+            scale, minimum, *codes = struct.unpack(f"<2f{n_vocab}H", row[: 8 + 2 * n_vocab])
+            rows.append((scale, minimum, codes))
+    a_chunk = len(rows) // n_chunk
+    chunks = [rows[i * a_chunk : (i + 1) * a_chunk] for i in range(n_chunk)]
+    return chunks, np.reshape(tokens, (n_chunk, n_ctx))
+
+
+def log_probs(path):
+    """Read a file's log-probabilities as llama.cpp does, in float32."""
+    return np.array(
+        [
+            [
+                [f4(scale) * f4(code) + f4(minimum) for code in codes]
+                for scale, minimum, codes in rows
+            ]
+            for rows in read(path)[0]
+        ],
+        f4,
+    )
+
+
+def renormalised(path):
+    """Read a file's log-probabilities, renormalised and rounded once."""
+    with mpmath.workdps(40):
+        return np.array([[_normal(*row) for row in rows] for rows in read(path)[0]], f4)
+
+
+def _normal(scale, minimum, codes):
+    values = [mpmath.mpf(scale) * code + mpmath.mpf(minimum) for code in codes]
+    log_sum = mpmath.log(mpmath.fsum(map(mpmath.exp, values)))
+    return [float(value - log_sum) for value in values]
