@@ -17,6 +17,8 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
     zero, one, infinity = real(0), real(1), real(np.inf)
     log2_e, minus_ln2_high, minus_ln2_low = table.log2_e, -table.ln2_high, -table.ln2_low
     exp_coefficients, excess_coefficients = table.exp, table.excess
+    jensen_coefficients, mixture_coefficients = table.jensen, table.mixture
+    half, largest = real(0.5), real(np.finfo(real).max)
     integer = real(1.5 * 2 ** np.finfo(real).nmant)
 
     @numba.njit(nogil=True)
@@ -60,9 +62,33 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
     def finite(x: Any) -> Any:
         return x if abs(x) < infinity else zero
 
-    return rounder, power, weight, excess, shift, finite
+    @numba.njit(nogil=True, error_model="numpy")
+    def both_ways(p: Any, q: Any, u: Any) -> tuple[Any, Any]:
+        """Return q (exp(-u) - 1 + u), and the part of the Jensen-Shannon divergence.
+
+        With the larger probability M, the smaller m, t = abs(u) and z = m / M = exp(-t), they are
+        M (z - 1 + t) if q is the larger and M (1 - z - z t) if not, and
+        M ((1 + z) log(2 / (1 + z)) - z t) / 2. Where t is small, that of the first is a polynomial
+        that the second can be told from.
+        """
+        t = abs(u)
+        most, least = (p, q) if p > q else (q, p)
+        z = least / most
+        zt = z * (t if t < largest else largest)
+        square = t * t
+        near = square * polynomial(-t, excess_coefficients)
+        is_near = t < one
+        to_input = near if is_near else z - one + t
+        to_target = fma(-t, near, square - near) if is_near else one - z - zt
+        jensen_near = square * polynomial(t, jensen_coefficients)
+        jensen = jensen_near if is_near else fma(-half, zt, polynomial(z, mixture_coefficients))
+        reverse = to_input if u > zero else to_target
+        # What both take for impossible is no part of either.
+        return (most * reverse, most * jensen) if most > zero else (zero, zero)
+
+    return rounder, power, weight, excess, shift, finite, both_ways
 
 
 _FLOAT32 = _elements(np.float32, fma_f32, FLOAT32)
 _FLOAT64 = _elements(np.float64, fma_f64, FLOAT64)
-rounder, power, weight, excess, shift, finite = map(by_type, _FLOAT32, _FLOAT64)
+rounder, power, weight, excess, shift, finite, both_ways = map(by_type, _FLOAT32, _FLOAT64)

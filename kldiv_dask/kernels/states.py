@@ -112,10 +112,11 @@ def _rounding(b, a, difference):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _fill_terms(x, t, w, v, ratio, offsets, center, center_low, scale, ordinary):
+def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
     """Put p u in the place of w, and p (exp(u) - 1 - u) in that of v, both times W."""
     wide_vectors()
     real = w.dtype.type
+    center, center_low = c
     ratio, scale = real(ratio), real(scale)
     offset_x, offset_t = real(offsets[0]), real(offsets[1])
     if ordinary and offset_x == 0 and offset_t == 0:
@@ -135,6 +136,54 @@ def _fill_terms(x, t, w, v, ratio, offsets, center, center_low, scale, ordinary)
             shift = classes.shift(u, w[i])
             v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
             w[i] = shift
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _fill_differences(x, t, offsets, c, scale, ordinary, u):
+    """Fill u as `_fill_terms` has it."""
+    wide_vectors()
+    real = u.dtype.type
+    center, center_low = c
+    scale, offset_x, offset_t = real(scale), real(offsets[0]), real(offsets[1])
+    if ordinary and offset_x == 0 and offset_t == 0:
+        for i in range(u.size):
+            b, a = widen(x[i], u[i]), widen(t[i], u[i])
+            high = b - a
+            u[i] = ((high - center) + (_rounding(b, a, high) - center_low)) * scale
+    else:
+        for i in range(u.size):
+            b, a = widen(x[i], u[i]) - offset_x, widen(t[i], u[i]) - offset_t
+            high = b - a
+            low = classes.finite(_rounding(b, a, high))
+            u[i] = ((high - center) + (low - center_low)) * scale
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _fill_terms_from(u, w, v, ratio, ordinary, shifts, excesses):
+    """Fill what `_fill_terms` puts in the places of w and v."""
+    wide_vectors()
+    ratio = w.dtype.type(ratio)
+    if ordinary:
+        for i in range(u.size):
+            shift = w[i] * u[i]
+            excesses[i] = classes.excess(u[i], w[i], v[i] * ratio, shift)
+            shifts[i] = shift
+    else:
+        for i in range(u.size):
+            shift = classes.shift(u[i], w[i])
+            excesses[i] = classes.excess(u[i], w[i], v[i] * ratio, shift)
+            shifts[i] = shift
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def terms_of(x, t, w, v, u, state, offsets, c, scale, ordinary, work):
+    """Do what `_fill_terms` does in two loops, which leave w and v as they are and keep u."""
+    size, padded = u.size, w.size
+    _fill_differences(x, t, offsets, c, scale, ordinary, u)
+    ratio = state[SUM_TARGET] / state[SUM_INPUT]
+    work[:, size:padded] = 0
+    plain = ordinary and offsets[0] == 0 and offsets[1] == 0
+    _fill_terms_from(u, w[:size], v[:size], ratio, plain, work[0][:size], work[1][:size])
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -162,7 +211,7 @@ def _conclude(state, high, low, shift, excess, inner, scale):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _is_settled(state):
+def is_settled(state):
     """Whether the masses alone tell the divergence, and if so set it."""
     if state[SUM_TARGET] > 0 and state[SUM_INPUT] > 0:
         return False
@@ -175,8 +224,12 @@ def _is_settled(state):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def describe(x, t, start, size, scale, w, v, state):
-    """Fill the state of a piece, in the spaces `w` and `v`."""
+def weigh(x, t, start, size, scale, w, v, state):
+    """Fill the weights of a piece, `w` and `v`, and what the state says of them.
+
+    Returns whether the faster loops will do, what to subtract from the logits of b and of a, the
+    largest of each, and whether each has one at -inf.
+    """
     stop = start + size
     quarter = PIECE // 4
     b, a = x[start:stop], t[start:stop]
@@ -199,28 +252,59 @@ def describe(x, t, start, size, scale, w, v, state):
     _fill_weights(b, unit_input, scale, ordinary, v[:size])
     prefetch(x, stop + 2 * quarter, quarter)
     prefetch(t, stop + 2 * quarter, quarter)
-    mass = np.float64(lane_sum(w[:padded]))
-    state[SUM_TARGET], state[SUM_INPUT] = mass, np.float64(lane_sum(v[:padded]))
+    state[SUM_TARGET] = np.float64(lane_sum(w[:padded]))
+    state[SUM_INPUT] = np.float64(lane_sum(v[:padded]))
     state[UNIT_TARGET] = _logarithm(unit_target, most_target, scale)
     state[UNIT_INPUT] = _logarithm(unit_input, most_input, scale)
-    if _is_settled(state):
-        return
-    ratio = mass / state[SUM_INPUT]
     offsets = unit_input[0], unit_target[0]
     # In float64 the two numbers that a difference is held in are exact enough, if it is finite.
     if w.itemsize == 8 and max(abs(offsets[0]), abs(offsets[1])) < 2.0**1000:
         offsets = 0.0, 0.0
-    logarithms = state[UNIT_INPUT] - offsets[0], state[UNIT_TARGET] - offsets[1]
-    center, center_low = _center(logarithms[0], logarithms[1], ratio, scale, w)
-    _fill_terms(b, a, w[:size], v[:size], ratio, offsets, center, center_low, scale, ordinary)
-    prefetch(x, stop + 3 * quarter, quarter)
-    prefetch(t, stop + 3 * quarter, quarter)
-    shift, excess = lane_sum(w[:padded]) / mass, lane_sum(v[:padded]) / mass
-    high, low = np.float64(center), np.float64(center_low)
+    no_input, no_target = least_input == -np.inf, least_target == -np.inf
+    return ordinary, offsets, most_input, most_target, no_input, no_target
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def center_of(state, offsets, scale, like):
+    """Return c times T of a piece, as it goes with the given offsets, in two numbers of a type."""
+    ratio = state[SUM_TARGET] / state[SUM_INPUT]
+    b, a = state[UNIT_INPUT] - offsets[0], state[UNIT_TARGET] - offsets[1]
+    return _center(b, a, ratio, scale, like)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def conclude_piece(state, center, offsets, shifts, excesses, scale):
+    """Set the divergence and r of a piece, given its center and its padded terms.
+
+    Returns c times T in two numbers, without offsets.
+    """
+    mass = state[SUM_TARGET]
+    shift, excess = lane_sum(shifts) / mass, lane_sum(excesses) / mass
+    high, low = np.float64(center[0]), np.float64(center[1])
     if offsets[0] != 0 or offsets[1] != 0:
         difference = offsets[0] - offsets[1]
         high, low = difference, _rounding(offsets[0], offsets[1], difference) + (high + low)
     _conclude(state, high, low, shift, excess, 0.0, scale)
+    return high, low
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def describe(x, t, start, size, scale, w, v, state):
+    """Fill the state of a piece, in the spaces `w` and `v`."""
+    stop = start + size
+    quarter = PIECE // 4
+    padded = -(-size // LANES) * LANES
+    ordinary, offsets, _, _, _, _ = weigh(x, t, start, size, scale, w, v, state)
+    if is_settled(state):
+        return
+    ratio = state[SUM_TARGET] / state[SUM_INPUT]
+    center = center_of(state, offsets, scale, w)
+    _fill_terms(
+        x[start:stop], t[start:stop], w[:size], v[:size], ratio, offsets, center, scale, ordinary
+    )
+    prefetch(x, stop + 3 * quarter, quarter)
+    prefetch(t, stop + 3 * quarter, quarter)
+    conclude_piece(state, center, offsets, w[:padded], v[:padded], scale)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -241,7 +325,7 @@ def merge(states, scale, state):
         mass_input += part[SUM_INPUT]
     state[UNIT_TARGET], state[SUM_TARGET] = most_target, mass_target
     state[UNIT_INPUT], state[SUM_INPUT] = most_input, mass_input
-    if _is_settled(state):
+    if is_settled(state):
         return
     ratio = mass_target / mass_input
     center, center_low = _center(most_input, most_target, ratio, scale, states[0])

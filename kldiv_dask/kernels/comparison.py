@@ -1,0 +1,273 @@
+"""All that is measured of two softmax distributions at each position of a pair of chunks.
+
+The divergence is that of `states`, with the same bits. From the weights and the differences u of
+all classes, which are kept for that, a second loop takes the reverse divergence and that of Jensen
+and Shannon (J. Lin, "Divergence measures based on the Shannon entropy", IEEE Trans. Inf. Theory 37
+(1991) 145-151): both need the masses of all classes to be known.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask.kernels import classes
+from kldiv_dask.kernels.compiled import compiled
+from kldiv_dask.kernels.elementary import exp, log
+from kldiv_dask.kernels.machine import LANES, lane_sum, wide_vectors
+from kldiv_dask.kernels.segments import row_segments
+from kldiv_dask.kernels.states import (
+    DIVERGENCE,
+    HIGH,
+    LOW,
+    PIECE,
+    STATE,
+    SUM_INPUT,
+    SUM_TARGET,
+    UNIT_INPUT,
+    UNIT_TARGET,
+    center_of,
+    conclude_piece,
+    is_settled,
+    merge,
+    terms_of,
+    weigh,
+)
+from kldiv_dask.kernels.stored import as_stored, stored_type, widen
+
+Chunk = npt.NDArray[np.floating]
+
+# What is measured at a position, a row of the result for each: the divergences of a (the target)
+# from b (the input) and back, that of Jensen and Shannon, the logarithms of what the exponentials
+# of b and of a sum to, whether both have their largest logit at the same class, whether b and a
+# have a class at -inf, and the logarithms of the probability that b and a give to the label.
+(
+    FORWARD,
+    REVERSE,
+    JENSEN_SHANNON,
+    LOG_MASS_INPUT,
+    LOG_MASS_TARGET,
+    AGREES,
+    EXCLUDES_INPUT,
+    EXCLUDES_TARGET,
+    LOG_INPUT,
+    LOG_TARGET,
+) = range(10)
+MEASURES = 10
+
+# Positions that are measured at a time.
+POSITIONS = 16384
+
+# What of a piece is kept for the second loop: c, and the largest logits.
+_HIGH, _LOW, _MOST_INPUT, _MOST_TARGET = range(4)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _fill_both_ways(w, v, u, share_target, share_input, shift):
+    """Put the parts of the reverse and of the Jensen-Shannon divergence in the places of w, v."""
+    wide_vectors()
+    real = w.dtype.type
+    share_target, share_input, shift = real(share_target), real(share_input), real(shift)
+    for i in range(w.size):
+        reverse, jensen = classes.both_ways(w[i] * share_target, v[i] * share_input, u[i] + shift)
+        w[i] = reverse
+        v[i] = jensen
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _first_at(stored, first, stop, most, like):
+    """Return where a number is first met; `stop` if nowhere."""
+    for i in range(first, stop):
+        if np.float64(widen(stored[i], like[0])) == most:
+            return i
+    return stop
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _top(stored, first, classes, column, kept, like):
+    """Return the first class with the largest logit."""
+    most = kept[:, column].max()
+    for k in range(len(kept)):
+        if kept[k, column] == most:
+            start = first + k * PIECE
+            return _first_at(stored, start, min(start + PIECE, first + classes), most, like)
+    return -1
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _share(unit, total, common, scale):
+    """Return what weights in a unit are to be multiplied by to be probabilities."""
+    return exp((unit - common) * scale) / total if unit > -np.inf else 0.0
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _describe(x, t, first, classes, scale, kept, work, pieces, state, extremes):
+    """Fill the state of a position, and keep the weights and the differences of its classes."""
+    weights, inputs, differences = kept[0], kept[1], kept[2]
+    excluded_input = excluded_target = False
+    for k in range(len(pieces)):
+        start = k * PIECE
+        size = min(classes - start, PIECE)
+        padded = -(-size // LANES) * LANES
+        w, v = weights[start : start + padded], inputs[start : start + padded]
+        u = differences[start : start + padded]
+        ordinary, offsets, most_input, most_target, no_input, no_target = weigh(
+            x, t, first + start, size, scale, w, v, pieces[k]
+        )
+        excluded_input |= no_input
+        excluded_target |= no_target
+        extremes[k, _MOST_INPUT], extremes[k, _MOST_TARGET] = most_input, most_target
+        if is_settled(pieces[k]):
+            u[:] = 0
+            extremes[k, _HIGH] = extremes[k, _LOW] = 0.0
+            continue
+        center = center_of(pieces[k], offsets, scale, w)
+        b, a = x[first + start : first + start + size], t[first + start : first + start + size]
+        u[size:] = 0
+        terms_of(b, a, w, v, u[:size], pieces[k], offsets, center, scale, ordinary, work)
+        high, low = conclude_piece(
+            pieces[k], center, offsets, work[0][:padded], work[1][:padded], scale
+        )
+        extremes[k, _HIGH], extremes[k, _LOW] = high, low
+    if len(pieces) == 1:
+        state[:] = pieces[0]
+    else:
+        merge(pieces, scale, state)
+    return excluded_input, excluded_target
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _both_ways(classes, scale, kept, pieces, state, extremes):
+    """Return the reverse and the Jensen-Shannon divergence of a position that is described."""
+    reverse = jensen = 0.0
+    for k in range(len(pieces)):
+        part = pieces[k]
+        start = k * PIECE
+        padded = -(-min(classes - start, PIECE) // LANES) * LANES
+        w, v = kept[0, start : start + padded], kept[1, start : start + padded]
+        share_target = _share(part[UNIT_TARGET], state[SUM_TARGET], state[UNIT_TARGET], scale)
+        share_input = _share(part[UNIT_INPUT], state[SUM_INPUT], state[UNIT_INPUT], scale)
+        if not (part[SUM_TARGET] > 0 and part[SUM_INPUT] > 0):
+            only_target = np.float64(lane_sum(w)) * share_target
+            only_input = np.float64(lane_sum(v)) * share_input
+            jensen += 0.5 * math.log(2.0) * (only_target + only_input)
+            reverse += np.inf if only_input > 0 else 0.0
+            continue
+        shift = ((extremes[k, _HIGH] - state[HIGH]) + (extremes[k, _LOW] - state[LOW])) * scale
+        u = kept[2, start : start + padded]
+        _fill_both_ways(w, v, u, share_target, share_input, shift)
+        reverse += np.float64(lane_sum(w))
+        jensen += np.float64(lane_sum(v))
+    return reverse, jensen
+
+
+def _measure(x, t, scale, labels, kept, work, pieces, extremes, measures):
+    classes = x.size // measures.shape[1]
+    state = np.empty(STATE)
+    for row in range(measures.shape[1]):
+        first = row * classes
+        out = measures[:, row]
+        no_input, no_target = _describe(
+            x, t, first, classes, scale, kept, work, pieces, state, extremes
+        )
+        mass_input, mass_target = state[SUM_INPUT], state[SUM_TARGET]
+        out[FORWARD] = state[DIVERGENCE] if mass_target != 0 else np.nan
+        out[REVERSE] = out[JENSEN_SHANNON] = np.nan
+        if mass_input > 0 and mass_target > 0:
+            out[REVERSE], out[JENSEN_SHANNON] = _both_ways(
+                classes, scale, kept, pieces, state, extremes
+            )
+        out[LOG_MASS_INPUT] = state[UNIT_INPUT] * scale + log(mass_input)
+        out[LOG_MASS_TARGET] = state[UNIT_TARGET] * scale + log(mass_target)
+        out[EXCLUDES_INPUT], out[EXCLUDES_TARGET] = no_input, no_target
+        like = kept[0]
+        out[AGREES] = _top(x, first, classes, _MOST_INPUT, extremes, like) == _top(
+            t, first, classes, _MOST_TARGET, extremes, like
+        )
+        if np.isnan(mass_input + mass_target):
+            out[AGREES] = 0
+        if labels is not None:
+            index = first + labels[row]
+            b, a = np.float64(widen(x[index], like[0])), np.float64(widen(t[index], like[0]))
+            out[LOG_INPUT] = (b - state[UNIT_INPUT]) * scale - log(mass_input)
+            out[LOG_TARGET] = (a - state[UNIT_TARGET]) * scale - log(mass_target)
+
+
+def _fill_logarithms(probabilities, logarithms):
+    for i in range(probabilities.size):
+        logarithms[i] = log(np.float64(widen(probabilities[i], logarithms[0])))
+
+
+class Batch(NamedTuple):
+    """What was measured at some positions that follow each other in C order."""
+
+    start: int
+    measures: npt.NDArray[np.float64]
+
+
+def measured(
+    input: Chunk,
+    target: Chunk,
+    labels: npt.NDArray[np.int64] | None,
+    dtype: np.dtype[Any],
+    temperature: float,
+    probabilities: bool,
+) -> Iterator[Batch]:
+    """Measure the positions of a pair of chunks, whose last axis is that of all classes.
+
+    Parameters
+    ----------
+    input, target : arrays that broadcast together
+        Logits, or log-probabilities, which are logits too.
+    labels : int64 array of the shape of the positions, optional
+        Classes.
+    dtype : numpy.dtype
+        What `softmax.computed_in` returns.
+    temperature : float
+        What logits are divided by.
+    probabilities : bool
+        Whether `target` has probabilities, whose logarithms are then taken in float64.
+
+    Yields
+    ------
+    Batch
+        With an array of shape ``(MEASURES, positions)``; what is not defined is NaN. Its memory is
+        used again for the next.
+    """
+    shape = np.broadcast_shapes(input.shape, target.shape)
+    classes = shape[-1]
+    x, t = (np.broadcast_to(as_stored(a), shape) for a in (input, target))
+    stored, logarithm = stored_type(t), np.dtype(np.float64)
+    readonly = [numba.types.Array(stored_type(a), 1, "C", readonly=True) for a in (x, t)]
+    if probabilities:
+        logarithms = compiled(_fill_logarithms, (readonly[1], numba.float64[::1]))
+        readonly[1] = numba.types.Array(numba.from_dtype(logarithm), 1, "C", readonly=True)
+        stored = numba.from_dtype(logarithm)
+    space = numba.from_dtype(dtype)[:, ::1]
+    names = numba.none if labels is None else numba.types.Array(numba.int64, 1, "C", readonly=True)
+    matrix = numba.float64[:, ::1]
+    signature = (*readonly, numba.float64, names, space, space, matrix, matrix, matrix)
+    kernel = compiled(_measure, signature)
+    count = -(-classes // PIECE)
+    kept, work = np.empty((3, count * PIECE), dtype), np.empty((2, PIECE), dtype)
+    pieces, extremes = np.empty((count, STATE)), np.empty((count, 4))
+    flat = None if labels is None else np.ascontiguousarray(labels).reshape(-1)
+    done = 0
+    for segments in row_segments(x, t):
+        rows = segments[0].size // classes
+        for start in range(0, rows, POSITIONS):
+            size = min(POSITIONS, rows - start)
+            b, a = (segment[start * classes : (start + size) * classes] for segment in segments)
+            if probabilities:
+                taken = np.empty(a.size)
+                logarithms(a, taken)
+                a = taken
+            measures = np.full((MEASURES, size), np.nan)
+            first = done + start
+            chosen = None if flat is None else flat[first : first + size]
+            kernel(b, a, 1 / temperature, chosen, kept, work, pieces, extremes, measures)
+            yield Batch(first, measures)
+        done += rows
