@@ -4,6 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kldiv_dask.evaluation import (
+        Comparison,
+        Evaluation,
+        EvaluationError,
+        EvaluationWarning,
+        compare,
+        evaluate,
+    )
     from kldiv_dask.functional import (
         KLDivergence,
         KLDivLoss,
@@ -17,9 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChunkReadError",
+    "Comparison",
+    "Evaluation",
+    "EvaluationError",
+    "EvaluationWarning",
     "KLDivLoss",
     "KLDivSummary",
     "KLDivergence",
+    "compare",
+    "evaluate",
     "kl_div",
     "kl_div_summary",
     "kl_div_with_logits",
@@ -28,7 +42,17 @@ __all__ = [
     "open_pair",
 ]
 
-_STORAGE = {"ChunkReadError", "open_array", "open_pair"}
+_ROOMS = {
+    "storage": ("ChunkReadError", "open_array", "open_pair"),
+    "evaluation": (
+        "Comparison",
+        "Evaluation",
+        "EvaluationError",
+        "EvaluationWarning",
+        "compare",
+        "evaluate",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -36,8 +60,8 @@ def __getattr__(name: str) -> Any:
     # `dask kldiv`, and dask.array and Numba take half a second.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "kldiv_dask.storage" if name in _STORAGE else "kldiv_dask.functional"
-    return getattr(import_module(home), name)
+    room = next((room for room, names in _ROOMS.items() if name in names), "functional")
+    return getattr(import_module(f"kldiv_dask.{room}"), name)
 
 
 def __dir__() -> list[str]:

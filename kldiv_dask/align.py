@@ -150,22 +150,27 @@ def alone(array: da.Array, where: da.Array | None) -> Pair:
 
 def align_where(where: Any, chunks: Chunks) -> da.Array:
     """Give `where` the chunks of the result. It is small beside the operands."""
+    return align_small("where", where, chunks, "b", "bool")
+
+
+def align_small(name: str, where: Any, chunks: Chunks, kinds: str, accepted: str) -> da.Array:
+    """Give an array that is small beside the operands the chunks of the result."""
     where = _as_array(where)
-    if where.dtype != bool:
-        raise TypeError(f"where is of dtype {where.dtype}; accepted is bool")
+    if where.dtype.kind not in kinds:
+        raise TypeError(f"{name} is of dtype {where.dtype}; accepted is {accepted}")
     shape = tuple(map(sum, chunks))
     own = list(zip(range(-1, -len(where.shape) - 1, -1), reversed(where.shape), strict=True))
     if len(own) > len(shape) or any(_differ(size, shape[axis]) for axis, size in own if size != 1):
         raise ValueError(
-            f"where of shape {where.shape} does not broadcast to the shape {shape} of the result"
+            f"{name} of shape {where.shape} does not broadcast to the shape {shape} of the result"
         )
     wide = [axis for axis, size in own if size != 1]
     if not isinstance(where, da.Array):
         cut = {axis: chunks[axis] for axis in wide if not math.isnan(shape[axis])}
         where = da.from_array(where, chunks=tuple(cut.get(axis, -1) for axis, _ in reversed(own)))
-    _check_numpy("where", where)
+    _check_numpy(name, where)
     where = _joined(where)
-    wanted = _chunks_like(chunks, where, wide, ("the result", "where"))
+    wanted = _chunks_like(chunks, where, wide, ("the result", name))
     return where if wanted == where.chunks else where.rechunk(wanted)
 
 

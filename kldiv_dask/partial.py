@@ -20,7 +20,7 @@ SIZE = STATE + 2
 Partial = npt.NDArray[np.int64]
 
 # The unit of the lowest limb is the smallest subnormal float64, 2**-1074.
-_UNITS_IN_ONE = 1 << 1074
+UNITS_IN_ONE = 1 << 1074
 
 
 def zero(shape: tuple[int, ...] = ()) -> Partial:
@@ -70,7 +70,7 @@ def quotient(sums: Total, divisor: int, dtype: np.dtype[Any]) -> Any:
         return dtype.type("nan")
     if sums.posinf or sums.neginf:
         return dtype.type("inf" if sums.posinf else "-inf")
-    return round_ratio(sums.units, divisor * _UNITS_IN_ONE, dtype)
+    return round_ratio(sums.units, divisor * UNITS_IN_ONE, dtype)
 
 
 def quotients(

@@ -27,12 +27,18 @@ class Room(NamedTuple):
 
 # From the roof down: imports only point to rows below.
 HOUSE = {
-    "__init__": Room("functional storage"),
+    "__init__": Room("evaluation functional storage"),
     "cli": Room("cluster functional options storage workers", "click", on_use="distributed numpy"),
     "workers": Room("", "distributed"),
     "cluster": Room("", on_use="dask distributed"),
+    "evaluation": Room(
+        "functional graph statistics align partial options storage kernels",
+        "dask numpy",
+        on_use="matplotlib",
+    ),
     "functional": Room("graph align partial options kernels", "dask numpy"),
-    "graph": Room("align partial options kernels", "dask numpy"),
+    "graph": Room("align statistics partial options kernels", "dask numpy"),
+    "statistics": Room("partial kernels", "numpy"),
     "align": Room("", "dask numpy"),
     "partial": Room("kernels", "numpy"),
     "kernels": Room("", "numpy numba llvmlite"),

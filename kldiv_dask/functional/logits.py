@@ -180,7 +180,7 @@ def prepare_logits(
     input, target = as_dask(input, target)
     to, wide = resolve_logits_dtype(input, target, dtype)
     classes = resolve_class_axis(axis, input, target)
-    input, target = (_last(classes, logits) for logits in (input, target))
+    input, target = (last_axis(classes, logits) for logits in (input, target))
     # Narrowing would change logits, which are taken as exact.
     pair = align(input, target, np.dtype(np.float64), stacklevel=stacklevel + 1)
     if where is not None:
@@ -188,7 +188,7 @@ def prepare_logits(
     return graph.Logits(pair, temperature, graph.computed_in(wide, temperature)), to
 
 
-def _last(axis: int, array: da.Array) -> da.Array:
+def last_axis(axis: int, array: da.Array) -> da.Array:
     """Move an axis, counted from the last, to the end. Array expressions have no moveaxis."""
     axes = list(range(array.ndim))
     axes.append(axes.pop(axis))

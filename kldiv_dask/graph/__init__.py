@@ -5,6 +5,7 @@ Everything here is public Dask API, so that the result works under Dask's defaul
 """
 
 from kldiv_dask.graph.blocks import partials, sums, terms
+from kldiv_dask.graph.evaluations import Operands, merged_state, states
 from kldiv_dask.graph.finalise import batch_size, count, value, values, without
 from kldiv_dask.graph.positions import (
     Logits,
@@ -19,6 +20,7 @@ from kldiv_dask.graph.tree import fan_in, merged
 __all__ = [
     "GRAPH",
     "Logits",
+    "Operands",
     "batch_size",
     "computed_in",
     "count",
@@ -26,9 +28,11 @@ __all__ = [
     "fan_in",
     "mask_positions",
     "merged",
+    "merged_state",
     "partials",
     "position_partials",
     "size",
+    "states",
     "sums",
     "terms",
     "value",

@@ -41,22 +41,24 @@ from kldiv_dask.kernels.stored import as_stored, stored_type, widen
 Chunk = npt.NDArray[np.floating]
 
 # What is measured at a position, a row of the result for each: the divergences of a (the target)
-# from b (the input) and back, that of Jensen and Shannon, the logarithms of what the exponentials
-# of b and of a sum to, whether both have their largest logit at the same class, whether b and a
-# have a class at -inf, and the logarithms of the probability that b and a give to the label.
+# from b (the input) and back, that of Jensen and Shannon, what the probabilities of b and of a sum
+# to (if they are not normalised here), whether both have their largest logit at the same class,
+# whether b and a have a class at -inf, the logarithms of the probability that b and a give to the
+# label, and how much more b gives to it.
 (
     FORWARD,
     REVERSE,
     JENSEN_SHANNON,
-    LOG_MASS_INPUT,
-    LOG_MASS_TARGET,
+    MASS_INPUT,
+    MASS_TARGET,
     AGREES,
     EXCLUDES_INPUT,
     EXCLUDES_TARGET,
     LOG_INPUT,
     LOG_TARGET,
-) = range(10)
-MEASURES = 10
+    CHANGE,
+) = range(11)
+MEASURES = 11
 
 # Positions that are measured at a time.
 POSITIONS = 16384
@@ -164,9 +166,22 @@ def _both_ways(classes, scale, kept, pieces, state, extremes):
     return reverse, jensen
 
 
-def _measure(x, t, scale, labels, kept, work, pieces, extremes, measures):
+@numba.njit(nogil=True, error_model="numpy")
+def _take_as_given(out, log_input, log_target):
+    """Change divergences to those of probabilities that may not sum to 1, given their sums.
+
+    With p = P p' and q = Q q', sum p log(p / q) = P (sum p' log(p' / q') + log(P / Q)).
+    """
+    out[MASS_INPUT], out[MASS_TARGET] = exp(log_input), exp(log_target)
+    ratio = log_target - log_input
+    out[FORWARD] = out[MASS_TARGET] * (out[FORWARD] + ratio)
+    out[REVERSE] = out[MASS_INPUT] * (out[REVERSE] - ratio)
+
+
+def _measure(x, t, scale, given, labels, kept, work, pieces, extremes, measures):
     classes = x.size // measures.shape[1]
     state = np.empty(STATE)
+    like = kept[0]
     for row in range(measures.shape[1]):
         first = row * classes
         out = measures[:, row]
@@ -180,20 +195,21 @@ def _measure(x, t, scale, labels, kept, work, pieces, extremes, measures):
             out[REVERSE], out[JENSEN_SHANNON] = _both_ways(
                 classes, scale, kept, pieces, state, extremes
             )
-        out[LOG_MASS_INPUT] = state[UNIT_INPUT] * scale + log(mass_input)
-        out[LOG_MASS_TARGET] = state[UNIT_TARGET] * scale + log(mass_target)
+        log_input, log_target = log(mass_input), log(mass_target)
+        unit_input, unit_target = state[UNIT_INPUT] * scale, state[UNIT_TARGET] * scale
+        if given:
+            _take_as_given(out, unit_input + log_input, unit_target + log_target)
+            log_input = log_target = unit_input = unit_target = 0.0
         out[EXCLUDES_INPUT], out[EXCLUDES_TARGET] = no_input, no_target
-        like = kept[0]
-        out[AGREES] = _top(x, first, classes, _MOST_INPUT, extremes, like) == _top(
-            t, first, classes, _MOST_TARGET, extremes, like
-        )
-        if np.isnan(mass_input + mass_target):
-            out[AGREES] = 0
+        top = _top(x, first, classes, _MOST_INPUT, extremes, like)
+        agrees = top == _top(t, first, classes, _MOST_TARGET, extremes, like)
+        out[AGREES] = agrees and not np.isnan(mass_input + mass_target)
         if labels is not None:
             index = first + labels[row]
             b, a = np.float64(widen(x[index], like[0])), np.float64(widen(t[index], like[0]))
-            out[LOG_INPUT] = (b - state[UNIT_INPUT]) * scale - log(mass_input)
-            out[LOG_TARGET] = (a - state[UNIT_TARGET]) * scale - log(mass_target)
+            out[LOG_INPUT] = b * scale - unit_input - log_input
+            out[LOG_TARGET] = a * scale - unit_target - log_target
+            out[CHANGE] = exp(out[LOG_INPUT]) - exp(out[LOG_TARGET])
 
 
 def _fill_logarithms(probabilities, logarithms):
@@ -214,22 +230,24 @@ def measured(
     labels: npt.NDArray[np.int64] | None,
     dtype: np.dtype[Any],
     temperature: float,
-    probabilities: bool,
+    kind: str,
 ) -> Iterator[Batch]:
     """Measure the positions of a pair of chunks, whose last axis is that of all classes.
 
     Parameters
     ----------
     input, target : arrays that broadcast together
-        Logits, or log-probabilities, which are logits too.
+        What `kind` says.
     labels : int64 array of the shape of the positions, optional
         Classes.
     dtype : numpy.dtype
         What `softmax.computed_in` returns.
     temperature : float
         What logits are divided by.
-    probabilities : bool
-        Whether `target` has probabilities, whose logarithms are then taken in float64.
+    kind : {'logits', 'log_probs', 'probs'}
+        Logits are normalised. Otherwise `input` has log-probabilities, which are taken as they are
+        even if they do not sum to 1, and so has `target`, or probabilities, whose logarithms are
+        then taken in float64.
 
     Yields
     ------
@@ -240,16 +258,25 @@ def measured(
     shape = np.broadcast_shapes(input.shape, target.shape)
     classes = shape[-1]
     x, t = (np.broadcast_to(as_stored(a), shape) for a in (input, target))
-    stored, logarithm = stored_type(t), np.dtype(np.float64)
+    probabilities = kind == "probs"
     readonly = [numba.types.Array(stored_type(a), 1, "C", readonly=True) for a in (x, t)]
     if probabilities:
         logarithms = compiled(_fill_logarithms, (readonly[1], numba.float64[::1]))
-        readonly[1] = numba.types.Array(numba.from_dtype(logarithm), 1, "C", readonly=True)
-        stored = numba.from_dtype(logarithm)
+        readonly[1] = numba.types.Array(numba.float64, 1, "C", readonly=True)
     space = numba.from_dtype(dtype)[:, ::1]
     names = numba.none if labels is None else numba.types.Array(numba.int64, 1, "C", readonly=True)
     matrix = numba.float64[:, ::1]
-    signature = (*readonly, numba.float64, names, space, space, matrix, matrix, matrix)
+    signature = (
+        *readonly,
+        numba.float64,
+        numba.boolean,
+        names,
+        space,
+        space,
+        matrix,
+        matrix,
+        matrix,
+    )
     kernel = compiled(_measure, signature)
     count = -(-classes // PIECE)
     kept, work = np.empty((3, count * PIECE), dtype), np.empty((2, PIECE), dtype)
@@ -262,12 +289,12 @@ def measured(
             size = min(POSITIONS, rows - start)
             b, a = (segment[start * classes : (start + size) * classes] for segment in segments)
             if probabilities:
-                taken = np.empty(a.size)
-                logarithms(a, taken)
-                a = taken
+                stored, a = a, np.empty(a.size)
+                logarithms(stored, a)
             measures = np.full((MEASURES, size), np.nan)
             first = done + start
             chosen = None if flat is None else flat[first : first + size]
-            kernel(b, a, 1 / temperature, chosen, kept, work, pieces, extremes, measures)
+            given = kind != "logits"
+            kernel(b, a, 1 / temperature, given, chosen, kept, work, pieces, extremes, measures)
             yield Batch(first, measures)
         done += rows

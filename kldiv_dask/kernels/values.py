@@ -32,3 +32,32 @@ def add_values(state: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) ->
     signature = (numba.float64[::1], numba.int64[::1], numba.float64[::1])
     rest = np.empty(tile_length(FLOAT64))
     compiled(_sum_values, signature)(np.ascontiguousarray(values), state, rest)
+
+
+def _sum_runs(values, ends, states, rest):
+    tile = tile_size(rest)
+    start = 0
+    for run in range(ends.size):
+        for first in range(start, ends[run], tile):
+            exact_sum.add_terms(states[run], values[first : min(first + tile, ends[run])], rest)
+        exact_sum.carry_compiled(states[run])
+        start = ends[run]
+
+
+def add_runs(
+    states: npt.NDArray[np.int64], values: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]
+) -> None:
+    """Add each run of numbers to an exact sum of its own.
+
+    Parameters
+    ----------
+    states : int64 array, C-contiguous, of shape (runs, more than STATE)
+        Changed in place, and left canonical.
+    values : float64 array, 1-d
+        Fewer than `exact_sum.MAX_ADDITIONS`.
+    ends : int64 array of shape (runs,)
+        Where each run ends.
+    """
+    signature = (numba.float64[::1], numba.int64[::1], numba.int64[:, ::1], numba.float64[::1])
+    rest = np.empty(tile_length(FLOAT64))
+    compiled(_sum_runs, signature)(np.ascontiguousarray(values), ends, states, rest)

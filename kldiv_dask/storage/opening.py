@@ -179,6 +179,11 @@ def open_pair(
     return _to_dask(x, planned), _to_dask(t, planned)
 
 
+def token(path: PathLike) -> str:
+    """Return what tells a stored array from all others, and from what it was before a change."""
+    return str(dask.base.tokenize(_open_source(path, None)))
+
+
 def _open_source(path: PathLike, key: str | None) -> Source:
     """Find the format of `path` and open it."""
     path = normalise_path(path)

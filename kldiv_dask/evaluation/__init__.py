@@ -1,0 +1,16 @@
+"""Evaluation jobs: one pass over the data, every statistic, resumable."""
+
+from kldiv_dask.evaluation.comparison import Comparison, compare
+from kldiv_dask.evaluation.errors import EvaluationError, EvaluationWarning
+from kldiv_dask.evaluation.evaluate import evaluate
+from kldiv_dask.evaluation.result import Evaluation, Statistics
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "EvaluationError",
+    "EvaluationWarning",
+    "Statistics",
+    "compare",
+    "evaluate",
+]

@@ -1,0 +1,95 @@
+"""Two students over the same positions."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kldiv_dask.evaluation.intervals import t_probability
+from kldiv_dask.evaluation.result import Evaluation
+from kldiv_dask.evaluation.statistics import Interval, cell_sums, clustered, interval
+from kldiv_dask.statistics import tables
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of the mean divergences of two students, in nats."""
+
+    difference: float
+    """The mean divergence of the first less that of the second."""
+    standard_error: float
+    """Of the difference, from its sums over sequences, or runs of neighbouring ones."""
+    confidence_interval: Interval
+    """Of the difference, at 95 %."""
+    p_value: float
+    """How probable a difference as large would be if there were none, from Student's t test."""
+    clusters: int
+    """How many sums that is from."""
+
+    def __str__(self) -> str:
+        low, high = self.confidence_interval
+        return (
+            f"difference of the mean divergences {self.difference:.4g} nats (95 % confidence "
+            f"{low:.4g} to {high:.4g}, p = {self.p_value:.2g}, {self.clusters} clusters)"
+        )
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """Test whether two students, evaluated at the same positions, diverge equally on average.
+
+    The difference is taken sequence by sequence, so what makes a text hard for both is no part of
+    its error.
+
+    Parameters
+    ----------
+    a, b : Evaluation
+        Of two inputs against the same target, with equal `where` and `cluster_axis`.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        They are not of the same positions and target.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kldiv_dask.evaluation import compare, evaluate
+    >>> rng = np.random.default_rng(0)
+    >>> teacher = rng.normal(size=(64, 16, 10))
+    >>> good, bad = (teacher + noise * rng.normal(size=teacher.shape) for noise in (0.1, 0.2))
+    >>> runs = (evaluate(student, teacher, progress=False) for student in (bad, good))
+    >>> comparison = compare(*runs)
+    >>> comparison.difference > 0, comparison.p_value < 0.001
+    (True, True)
+    """
+    for name in ("target", "where", "cluster_axis", "shape", "kind", "temperature"):
+        left, right = a.fingerprint.get(name), b.fingerprint.get(name)
+        if left != right:
+            raise ValueError(f"a and b differ in {name}, which is {left!r} and {right!r}")
+    cells = [tables.in_one_group(run.state.cells) for run in (a, b)]
+    finest = max(run.state.halvings for run in (a, b))
+    for place, run in enumerate((a, b)):
+        for _ in range(finest - run.state.halvings):
+            cells[place] = tables.coarser(cells[place])
+    if not np.array_equal(cells[0].counts, cells[1].counts):
+        raise ValueError("a and b have different numbers of positions in their sequences")
+    (counts, first), (_, second) = map(cell_sums, cells)
+    differences = [left - right for left, right in zip(first, second, strict=True)]
+    difference, error = clustered(counts, differences)
+    freedom = len(counts) - 1
+    p_value = math.nan
+    if error > 0:
+        p_value = max(1 - t_probability(abs(difference) / error, freedom), 0.0)
+    elif error == 0:
+        p_value = 0.0 if difference else 1.0
+    return Comparison(
+        difference=difference,
+        standard_error=error,
+        confidence_interval=interval(difference, error, freedom),
+        p_value=p_value,
+        clusters=len(counts),
+    )

@@ -1,0 +1,242 @@
+"""One pass over the data of two models."""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array as da
+import dask.base
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask import graph
+from kldiv_dask.align import align, align_small, align_where, as_dask
+from kldiv_dask.evaluation.progress import ProgressLine
+from kldiv_dask.evaluation.result import Evaluation
+from kldiv_dask.evaluation.run import Run
+from kldiv_dask.functional.logits import last_axis
+from kldiv_dask.options import (
+    float_dtype,
+    resolve_class_axis,
+    resolve_dtype,
+    resolve_kind,
+    resolve_temperature,
+)
+from kldiv_dask.statistics.chunks import Plan
+from kldiv_dask.storage import open_array, open_pair, token
+
+PATHS = str, os.PathLike
+
+
+def evaluate(
+    input: Any,
+    target: Any,
+    *,
+    kind: Literal["logits", "log_probs", "probs"] = "logits",
+    axis: int = -1,
+    temperature: float = 1.0,
+    where: Any = None,
+    groups: Any = None,
+    labels: Any = None,
+    cluster_axis: int = 0,
+    dtype: npt.DTypeLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_interval: float = 60.0,
+    resume: bool = True,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = True,
+    scheduler: Any = None,
+) -> Evaluation:
+    r"""Evaluate a model against another: the distribution of the KL divergence over positions.
+
+    The data are read once, slab by slab. Every statistic has the same bits for all chunkings of the
+    positions, schedulers, orders and interruptions.
+
+    Parameters
+    ----------
+    input, target : array_like, str or os.PathLike
+        What the model to evaluate and its teacher gave, with the classes along `axis`; or the
+        paths of both, as `open_pair` takes them.
+    kind : {'logits', 'log_probs', 'probs'}
+        What they are: logits; log-probabilities; or log-probabilities in `input` and
+        probabilities in `target`. Logits are normalised. Of probabilities that do not sum to 1 the
+        divergence is ``sum(p * (log(p) - log(q)))`` as for `kl_div`, where a `target` of 0
+        contributes 0.
+    axis : int
+        The axis of the classes. If it is cut, its chunks are joined, which may move the data.
+    temperature : float
+        What logits are divided by.
+    where : array_like of bool or path, optional
+        Which positions to include; broadcasts to them. All others count nowhere.
+    groups : array_like of integers or strings or path, optional
+        The name of the group that each position is in; broadcasts to them.
+    labels : array_like of integers or path, optional
+        The class that is right at each position, or -100 where there is none.
+    cluster_axis : int
+        The axis of the positions along which sequences are counted, which are taken to be
+        independent of each other. More than 1024 are put together in as many runs of neighbours.
+    dtype : {None, 'float64'}
+        float64 to compute in float64 what would be in float32: logits that are no float64.
+    checkpoint : str or os.PathLike, optional
+        A local file that is written every `checkpoint_interval` seconds, and when the run ends or
+        fails. A run that finds it takes up where the other ended.
+    resume : bool
+        False to start over, in the place of the checkpoint.
+    on_error : {'raise', 'skip'}
+        What to do about chunks that can't be read or computed: end the run, after saving; or leave
+        them out, with an `EvaluationWarning` and a note in the result for each.
+    progress : bool
+        Whether to write a line to stderr for each slab: the rate, the time that is left, the mean
+        and the half-width of its confidence interval.
+    scheduler : str or distributed.Client, optional
+        As for `dask.compute`.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        Shapes, axes or options do not fit, a label is no class, or the checkpoint is damaged or of
+        another run.
+    TypeError
+        Something is not of a type that is accepted.
+    EvaluationError
+        A slab failed; its positions are named.
+
+    Notes
+    -----
+    The divergence is that of `kl_div_with_logits`, with the same bits for logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kldiv_dask import evaluate
+    >>> teacher = np.random.default_rng(0).normal(size=(4, 8, 10))
+    >>> result = evaluate(1.1 * teacher, teacher, progress=False)
+    >>> result.count, round(result.mean, 5), round(result.overall.top1_agreement, 2)
+    (32, 0.00433, 1.0)
+    """
+    resolve_kind(kind, "sum", stacklevel=2)
+    temperature = resolve_temperature(temperature)
+    if kind != "logits" and temperature != 1:
+        raise ValueError(f"temperature is {temperature} with kind={kind!r}; it is for logits")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'skip'")
+    path = None if checkpoint is None else _checked_path(checkpoint)
+    described = {"input": _described(input), "target": _described(target)}
+    if isinstance(input, PATHS) and isinstance(target, PATHS):
+        identities = [token(operand) for operand in (input, target)]
+        arrays = open_pair(input, target)
+    else:
+        opened = [open_array(a) if isinstance(a, PATHS) else a for a in (input, target)]
+        arrays = as_dask(*opened)
+        identities = [array.name for array in arrays]
+    wide = resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
+    wide = wide or (dtype is not None and float_dtype(dtype) == np.float64)
+    computed = graph.computed_in(wide, temperature)
+    classes = resolve_class_axis(axis, *arrays)
+    whole = [last_axis(classes, array) for array in arrays]
+    whole = [a if a.numblocks[-1] == 1 else a.rechunk({a.ndim - 1: -1}) for a in whole]
+    pair = align(whole[0], whole[1], np.dtype(np.float64), stacklevel=2)
+    shape = tuple(map(sum, pair.chunks[:-1]))
+    if any(np.isnan(shape)):
+        raise ValueError("input and target have unknown chunk sizes; call compute_chunk_sizes()")
+    cluster_axis = _checked_cluster_axis(cluster_axis, len(shape))
+    small = {"where": where, "groups": groups, "labels": labels}
+    small = {name: open_array(a) if isinstance(a, PATHS) else a for name, a in small.items()}
+    positions = pair.chunks[:-1]
+    operands = graph.Operands(
+        pair.input,
+        pair.target,
+        None if where is None else align_where(small["where"], positions),
+        None if groups is None else _aligned("groups", small["groups"], positions, "biuSU"),
+        None if labels is None else _aligned("labels", small["labels"], positions, "iu"),
+    )
+    tolerance = _tolerance(arrays)
+    number = sum(pair.chunks[-1])
+    plan = Plan(shape, cluster_axis, kind, temperature, computed, tolerance)
+    states = graph.states(operands, plan)
+    fingerprint = {
+        "input": identities[0],
+        "target": identities[1],
+        **{
+            name: None if array is None else array.name
+            for name, array in zip(("where", "groups", "labels"), operands[2:], strict=True)
+        },
+        "kind": kind,
+        "classes": number,
+        "shape": list(shape),
+        "temperature": temperature,
+        "computed_in": computed.name,
+        "cluster_axis": cluster_axis,
+        "chunks": dask.base.tokenize(pair.chunks),
+        "version": version("kldiv-dask"),
+    }
+    run = Run(
+        states,
+        [_ends(lengths) for lengths in positions],
+        fingerprint,
+        path,
+        resume=resume,
+        interval=checkpoint_interval,
+        skip=on_error == "skip",
+        scheduler=scheduler,
+    )
+    total = int(np.prod(shape))
+    line = ProgressLine(total, run.progress.done) if progress else None
+    end = run.walk(line or _silent)
+    if end.state is None:
+        raise ValueError("no position could be evaluated")
+    names = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "version")
+    provenance = described | {name: fingerprint[name] for name in names}
+    provenance |= {"dtype": pair.input.dtype.name, "seconds": round(end.seconds, 3)}
+    return Evaluation(end.state, fingerprint, provenance, end.skipped)
+
+
+def _silent(*_: Any) -> None:
+    pass
+
+
+def _described(operand: Any) -> str:
+    if isinstance(operand, PATHS):
+        return os.fspath(operand)
+    shape = " x ".join(map(str, getattr(operand, "shape", ())))
+    return f"{type(operand).__name__} of {shape} {getattr(operand, 'dtype', '')}".strip()
+
+
+def _checked_path(checkpoint: str | os.PathLike[str]) -> Path:
+    path = Path(checkpoint).absolute()
+    if "://" in os.fspath(checkpoint) or not path.parent.is_dir() or path.is_dir():
+        raise ValueError(
+            f"checkpoint is {os.fspath(checkpoint)!r}; accepted is a file in a local directory that"
+            " exists"
+        )
+    return path
+
+
+def _checked_cluster_axis(axis: Any, ndim: int) -> int:
+    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+        raise TypeError(f"cluster_axis is {axis!r}; accepted is an integer")
+    if ndim and not -ndim <= axis < ndim:
+        raise ValueError(f"cluster_axis is {axis}; the positions have {ndim} axes")
+    return int(axis) % max(ndim, 1)
+
+
+def _aligned(name: str, array: Any, chunks: Any, kinds: str) -> da.Array:
+    accepted = {"iu": "an integer type"}.get(kinds, "integers, booleans or strings")
+    return align_small(name, array, chunks, kinds, accepted)
+
+
+def _tolerance(arrays: Any) -> float:
+    """Return how far from 1 rounded probabilities may sum: 64 units in the last place."""
+    coarsest = min(arrays, key=lambda array: array.dtype.itemsize).dtype
+    digits = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}[coarsest.name]
+    return max(64 * 2.0**-digits, 1e-6)
+
+
+def _ends(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
+    stops = np.cumsum(lengths).tolist()
+    return [(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]

@@ -1,0 +1,273 @@
+"""Charts of an evaluation: its distribution, its course along the positions, its groups.
+
+Charts take the dictionary of `Evaluation.to_dict` and draw on Matplotlib axes, in the colours that
+are set there. The state of pyplot is neither read nor changed.
+"""
+
+import html
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Report = Mapping[str, Any]
+
+MOST_GROUPS = 40
+
+CLUSTERED, INDEPENDENT = "confidence_interval_clustered", "confidence_interval"
+
+# The decades that the distribution shows: what is smaller than rounding errors isn't worth paper.
+_DECADES = 12
+
+# Placeholders, which nobody sees, and what a page has in their stead to be light or dark.
+_COLOURS = {
+    "#010203": "currentColor",
+    "#010204": "var(--grid, #8884)",
+    "#010205": "var(--first, #2a6db0)",
+    "#010206": "var(--second, #c2570c)",
+}
+_INK, _GRID, _FIRST, _SECOND = _COLOURS
+
+_STYLE = {
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": _GRID,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kldiv-dask",
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+def clean(text: object, width: int = 0) -> str:
+    r"""Return `text` on one line, without control characters, cut in the middle to a `width`.
+
+    Examples
+    --------
+    >>> clean("two\nlines\x1b[31m")
+    'two lines�[31m'
+    >>> clean("a/long/path/of/a/file.zarr", 13)
+    'a/long…e.zarr'
+    """
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
+    if not width or len(line) <= width:
+        return line
+    head = width // 2
+    return line[:head] + "…" + line[len(line) - (width - 1 - head) :]
+
+
+def worst_first(groups: Iterable[Report]) -> list[Report]:
+    """Sort groups by their mean, NaN and then the largest first."""
+    return sorted(groups, key=lambda group: (not math.isnan(group["mean"]), -group["mean"]))
+
+
+def basis(statistics: Iterable[Report]) -> str:
+    """Name the interval to show: the clustered one, unless none of the statistics has it."""
+    known = any(math.isfinite(edge) for one in statistics for edge in one.get(CLUSTERED, ()))
+    return CLUSTERED if known else INDEPENDENT
+
+
+def _bins(report: Report) -> list[tuple[float, float, int]]:
+    histogram = report["overall"].get("histogram") or {"edges": [], "counts": []}
+    edges = histogram["edges"]
+    bins = zip(edges, edges[1:], histogram["counts"], strict=False)
+    drawn = [one for one in bins if one[0] > 0 and one[1] < math.inf]
+    top = max((high for _, high, count in drawn if count), default=0.0)
+    return [one for one in drawn if one[0] >= top / 10**_DECADES and one[0] < top]
+
+
+def _finite_groups(report: Report) -> list[Report]:
+    return [one for one in worst_first(report["groups"]) if math.isfinite(one["mean"])]
+
+
+def distribution(report: Report, axes: "Axes") -> None:
+    """Draw how many positions have which divergence, on a logarithmic axis.
+
+    Parameters
+    ----------
+    report : dict
+        What `Evaluation.to_dict` returns.
+    axes : matplotlib.axes.Axes
+        Where to draw. The x axis is in nats and has at most 12 decades; it says how many positions
+        are not on it, as zero, negative and infinite ones never are.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> histogram = {"edges": [0.01, 0.1, 1.0], "counts": [3, 1]}
+    >>> axes = Figure().add_subplot()
+    >>> distribution({"overall": {"count": 4, "mean": 0.2, "histogram": histogram}}, axes)
+    >>> axes.get_xscale()
+    'log'
+    """
+    overall, bins = report["overall"], _bins(report)
+    counts = [count for _, _, count in bins]
+    axes.set_xscale("log")
+    if bins:
+        axes.stairs(counts, [bins[0][0], *(high for _, high, _ in bins)], fill=True, alpha=0.55)
+    marks = {
+        "median": (dict(overall.get("quantiles", ())).get(0.5), ":"),
+        "mean": (overall["mean"], "-"),
+        "99 %": (dict(overall.get("quantiles", ())).get(0.99), "--"),
+    }
+    for name, (value, dashes) in marks.items():
+        if bins and value is not None and bins[0][0] <= value <= bins[-1][1]:
+            axes.axvline(value, color="C1", linestyle=dashes, linewidth=1.4, label=name)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+    missing = overall["count"] - sum(counts)
+    note = f"; {missing:,} not on this axis" if missing > 0 else ""
+    axes.set(xlabel=f"KL divergence in nats{note}", ylabel="positions")
+    axes.grid(axis="y", alpha=0.4)
+    axes.set_axisbelow(True)
+
+
+def by_position(report: Report, axes: "Axes") -> None:
+    """Draw the mean divergence along the last axis of the positions.
+
+    Parameters
+    ----------
+    report : dict
+        What `Evaluation.to_dict` returns.
+    axes : matplotlib.axes.Axes
+        Where to draw. A run of positions is a point at its middle; where its mean is NaN or
+        infinite, the line has a gap.
+    """
+    runs = report["by_position"]
+    means = [run["mean"] if math.isfinite(run["mean"]) else math.nan for run in runs]
+    middles = [(run["start"] + run["stop"] - 1) / 2 for run in runs]
+    axes.plot(middles, means, marker="o", markersize=3 if len(runs) <= 100 else 1, linewidth=1.2)
+    if math.isfinite(report["overall"]["mean"]):
+        axes.axhline(report["overall"]["mean"], color="C1", linewidth=1.2, label="overall mean")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    axes.set(xlabel="position along the last axis", ylabel="mean KL in nats")
+    axes.grid(alpha=0.4)
+
+
+def groups(report: Report, axes: "Axes") -> None:
+    """Draw the means of the groups, the largest on top, with their confidence intervals.
+
+    Parameters
+    ----------
+    report : dict
+        What `Evaluation.to_dict` returns.
+    axes : matplotlib.axes.Axes
+        Where to draw, at most 40 groups; those with a mean of NaN or infinity are left out.
+        Intervals are clustered where any group has such an interval.
+    """
+    finite = _finite_groups(report)
+    drawn, interval = finite[:MOST_GROUPS], basis(finite)
+    for row, group in enumerate(drawn):
+        low, high = group.get(interval, (math.nan, math.nan))
+        if math.isfinite(low) and math.isfinite(high):
+            axes.hlines(row, low, high, color="C0", linewidth=1.6, alpha=0.6)
+    axes.plot([group["mean"] for group in drawn], range(len(drawn)), "o", color="C0", markersize=5)
+    if math.isfinite(report["overall"]["mean"]):
+        axes.axvline(report["overall"]["mean"], color="C1", linewidth=1.2, label="overall mean")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    labels = [clean(group["group"], 28) for group in drawn]
+    # A dollar sign in a name begins no formula.
+    axes.set_yticks(range(len(drawn)), labels=labels, parse_math=False)
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.4)
+    left_out = len(report["groups"]) - len(drawn)
+    note = f"; {left_out:,} groups not shown" if left_out else ""
+    axes.set_xlabel(f"mean KL in nats{note}")
+
+
+_DRAW = {"distribution": distribution, "by_position": by_position, "groups": groups}
+
+
+def heights(report: Report) -> dict[str, float]:
+    """Return the charts that `report` has data for, and their heights in inches."""
+    have = {
+        "distribution": 2.9 * bool(_bins(report)),
+        "by_position": 2.6 * any(math.isfinite(run["mean"]) for run in report["by_position"]),
+    }
+    rows = min(len(_finite_groups(report)), MOST_GROUPS)
+    have["groups"] = (0.9 + 0.21 * rows) * bool(rows)
+    return {name: height for name, height in have.items() if height}
+
+
+def figure(report: Report) -> "Figure":
+    """Draw all charts that a report has data for, one below the other.
+
+    Parameters
+    ----------
+    report : dict
+        What `Evaluation.to_dict` returns.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot, so that nothing has to be closed.
+
+    Raises
+    ------
+    ImportError
+        If Matplotlib is not installed.
+    """
+    return _figure(report, heights(report))
+
+
+def svg(report: Report, name: str, label: str) -> str:
+    """Return one of the charts of `heights` as SVG to put into a page, the same bytes every time.
+
+    Its text has the colour of the page's, its other colours are the variables ``--first``,
+    ``--second`` and ``--grid``. `label` describes it to those who can't see it.
+    """
+    require_matplotlib()
+    from matplotlib import style
+
+    file = io.StringIO()
+    cycle = {"axes.prop_cycle": f"cycler('color', ['{_FIRST}', '{_SECOND}'])"}
+    with style.context(["default", _STYLE, cycle]), warnings.catch_warnings():
+        # The text is drawn by the browser, with fonts of its own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        drawing = _figure(report, {name: heights(report)[name]})
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        drawing.savefig(file, format="svg", transparent=True, metadata=metadata)
+    text = file.getvalue()
+    start = f'<svg role="img" aria-label="{html.escape(label)}" '
+    body = text[text.index("<svg ") + len("<svg ") :]
+    return start + re.sub("<[^>]*>", lambda tag: _for_page(tag[0], name), body)
+
+
+def _for_page(tag: str, name: str) -> str:
+    """Give a tag the colours of the page, and names that no other chart has."""
+    for placeholder, colour in _COLOURS.items():
+        tag = tag.replace(placeholder, colour)
+    return re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", tag)
+
+
+def _figure(report: Report, charts: Mapping[str, float]) -> "Figure":
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, sum(charts.values()) or 1), layout="constrained")
+    if not charts:
+        drawing.text(0.5, 0.5, "There is no finite divergence to draw.", ha="center", va="center")
+        return drawing
+    rows = drawing.subplots(len(charts), squeeze=False, height_ratios=list(charts.values()))
+    for name, axes in zip(charts, rows[:, 0], strict=True):
+        _DRAW[name](report, axes)
+    return drawing
+
+
+def require_matplotlib() -> None:
+    """Raise an ImportError that says what to install if Matplotlib is not there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'charts need the package matplotlib: pip install "kldiv-dask[plot]"'
+        ) from error

@@ -1,0 +1,61 @@
+"""How far a run has come, in one line that is written again and again."""
+
+import math
+import sys
+import time
+from typing import TextIO
+
+from kldiv_dask import partial
+from kldiv_dask.evaluation.checkpoint import Progress
+from kldiv_dask.evaluation.statistics import FLOAT64, cell_sums, clustered
+from kldiv_dask.statistics import tables
+
+
+class ProgressLine:
+    """Writes a line for each slab that is done, over the one before.
+
+    Parameters
+    ----------
+    positions : int
+        How many there are in all.
+    done : int
+        How many pairs of chunks are done already.
+    file : text file
+        Where to.
+    """
+
+    def __init__(self, positions: int, done: int, file: TextIO | None = None) -> None:
+        self._positions, self._first = positions, done
+        self._file = sys.stderr if file is None else file
+        self._start = time.monotonic()
+        self._width = 0
+
+    def __call__(self, progress: Progress, total: int) -> None:
+        """Write the line; of `total` pairs of chunks `progress` says what is done."""
+        seconds = time.monotonic() - self._start
+        rate = (progress.done - self._first) / max(seconds, 1e-9)
+        left = (total - progress.done) / rate if rate else math.inf
+        words = [
+            f"{progress.done / total:4.0%}",
+            f"{self._positions / total * rate:,.0f} positions/s",
+            f"{_duration(left)} left",
+        ]
+        if progress.state is not None:
+            cells = tables.in_one_group(progress.state.cells)
+            kl = tables.in_one_group(progress.state.totals)
+            count, sums = int(kl.counts[:, 0].sum()), kl.sums
+            if count:
+                mean = partial.quotient(partial.total(sums[0, 0]), count, FLOAT64)
+                _, error = clustered(*cell_sums(cells))
+                words.append(f"mean {mean:.5g} ± {1.96 * error:.2g} nats")
+        line = ", ".join(words)
+        self._width = max(self._width, len(line))
+        end = "\n" if progress.done == total else ""
+        self._file.write(f"\r{line:<{self._width}}{end}")
+        self._file.flush()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

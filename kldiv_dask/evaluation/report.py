@@ -1,0 +1,430 @@
+"""An evaluation for people to read: in a terminal, in a notebook, on a page of its own.
+
+All three say the same, in tables that are made once from the dictionary of `Evaluation.to_dict`.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from string import Template
+from typing import Any, NamedTuple
+
+from kldiv_dask.evaluation import figures
+from kldiv_dask.evaluation.figures import CLUSTERED, Report, basis, clean, worst_first
+
+WIDTH = 100
+
+_MOST_RUNS = 1000
+
+
+Rows = Sequence[tuple[str, ...]]
+
+
+class Table(NamedTuple):
+    """Rows of text under a title; without a `head`, rows are pairs of a name and a value."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Rows
+    note: str = ""
+    chart: str = ""  # of figures.heights
+
+
+_SUMMARY = {
+    "sum": "sum",
+    "mean_of_finite": "mean of the finite ones",
+    "standard_error": "standard error, positions taken as independent",
+    "standard_error_clustered": "standard error, clustered",
+    "min": "smallest",
+    "max": "largest",
+    "reverse_kl": "reverse KL",
+    "jensen_shannon": "Jensen-Shannon divergence",
+}
+
+_LABELS = {
+    "count": "labelled positions",
+    "nll_input": "negative log-likelihood, input",
+    "nll_target": "negative log-likelihood, target",
+    "perplexity_input": "perplexity, input",
+    "perplexity_target": "perplexity, target",
+    "p_change_mean": "change of the label's probability, mean",
+    "p_change_rms": "change of the label's probability, root mean square",
+}
+
+# What each check counts, after "is" or "are", and whether it casts doubt on the figures.
+_CHECKS = {
+    "nan": ("NaN", True),
+    "infinite": ("infinite", True),
+    "input_not_normalised": ("not normalised in the input", True),
+    "target_not_normalised": ("not normalised in the target", True),
+    "input_excludes_classes": ("without some class in the input (probability 0)", False),
+    "target_excludes_classes": ("without some class in the target (probability 0)", False),
+}
+
+
+def number(value: Any) -> str:
+    """Write a number with four significant digits, whole ones in full.
+
+    Examples
+    --------
+    >>> [number(value) for value in (640, 0.5, 12345.6, 1.5e-7, float("inf"), None)]
+    ['640', '0.5000', '12,346', '1.500e-07', '∞', '-']
+    """
+    if value is None or isinstance(value, bool | str):
+        return "-" if value is None else clean(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return clean(value)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    size = abs(float(f"{value:.4g}"))
+    if size == 0:
+        return "0"
+    if 1e-4 <= size < 1e7:
+        return f"{value:,.0f}" if size >= 1e3 else f"{value:#.4g}"
+    return f"{value:.3e}"
+
+
+def plus_minus(value: float, half: float) -> str:
+    """Write a number and its uncertainty with the same decimals.
+
+    Examples
+    --------
+    >>> plus_minus(0.026821, 0.0056712), plus_minus(1.5e-7, 2.5e-9)
+    ('0.02682 ± 0.00567', '(1.5000 ± 0.0250)e-07')
+    """
+    if not (math.isfinite(value) and math.isfinite(half) and half > 0):
+        return number(value)
+    power = math.floor(math.log10(max(abs(value), half)))
+    digits = min(max(3, 1 + power - math.floor(math.log10(half))), 9)
+    if -4 <= power < 4:
+        return f"{value:.{max(digits - power, 0)}f} ± {half:.{max(digits - power, 0)}f}"
+    return f"({value / 10.0**power:.{digits}f} ± {half / 10.0**power:.{digits}f})e{power:+03d}"
+
+
+def headline(report: Report) -> str:
+    """Say the mean and how sure it is, in one line."""
+    overall = report["overall"]
+    interval = basis([overall])
+    mean, half = overall["mean"], _half(overall, interval)
+    line = f"mean KL {plus_minus(mean, half)} {report['unit']}"
+    if math.isfinite(mean) and math.isfinite(half):
+        clustered = f"clustered by {overall.get('clusters', 0):,} sequences"
+        how = clustered if interval == CLUSTERED else "positions taken as independent"
+        line += f" (95 % confidence, {how})"
+    return line
+
+
+def text(report: Report) -> str:
+    """Write an evaluation for a terminal, in at most 100 columns.
+
+    Parameters
+    ----------
+    report : dict
+        What `Evaluation.to_dict` returns. Statistics that are None or missing are left out.
+
+    Returns
+    -------
+    str
+        Lines of text, without one at the end. Names from the data are free of control characters.
+
+    Examples
+    --------
+    >>> overall = {"count": 2, "sum": 1.0, "mean": 0.5, "min": 0.25, "max": 0.75}
+    >>> report = {"unit": "nats", "shape": [2], "overall": overall, "groups": [],
+    ...           "by_position": [], "checks": {}, "skipped": [], "provenance": {}}
+    >>> print(text(report))
+    mean KL 0.5000 nats
+    <BLANKLINE>
+    Summary
+      positions  2
+      sum        1.000
+      smallest   0.2500
+      largest    0.7500
+    """
+    marked = [("! " if loud else "  ") + line for loud, line in remarks(report)]
+    lines = [headline(report), *(_clip(line, WIDTH) for line in marked)]
+    for table in tables(report, worst=5, groups=20):
+        lines += ["", table.title, *_aligned(table)]
+    return "\n".join(lines)
+
+
+def fragment(report: Report) -> str:
+    """Return an evaluation as HTML for a notebook: tables in the notebook's own colours.
+
+    Parameters
+    ----------
+    report : dict
+        What `Evaluation.to_dict` returns.
+
+    Returns
+    -------
+    str
+        One ``<div>``, without scripts, styles or anything to load.
+    """
+    parts = [f"<p><strong>{escape(headline(report))}</strong></p>", _remarks_html(report)]
+    for table in tables(report, worst=5, groups=20):
+        shown = " open" if table.title == "Summary" else ""
+        title = f"<summary>{escape(table.title)}</summary>"
+        parts.append(f"<details{shown}>{title}{_table_html(table)}</details>")
+    return '<div class="kldiv-report">' + "".join(parts) + "</div>"
+
+
+def page(report: Report) -> str:
+    """Return an evaluation as one HTML page with charts, which loads nothing from elsewhere.
+
+    Parameters
+    ----------
+    report : dict
+        What `Evaluation.to_dict` returns.
+
+    Returns
+    -------
+    str
+        The page, the same for the same report and version of Matplotlib. It is light or dark as
+        the reader's system is.
+
+    Raises
+    ------
+    ImportError
+        If Matplotlib is not installed.
+    """
+    figures.require_matplotlib()
+    charts = figures.heights(report)
+    sections = []
+    for table in tables(report, worst=20, groups=figures.MOST_GROUPS, everything=True):
+        body = _table_html(table)
+        if table.chart in charts:
+            label = f"Chart of {table.title.lower()}: {headline(report)}"
+            chart = figures.svg(report, table.chart, label)
+            body = f"<figure>{chart}</figure>\n<details><summary>Table</summary>{body}</details>"
+        sections.append(f"<section><h2>{escape(table.title)}</h2>\n{body}</section>")
+    return _PAGE.substitute(
+        headline=escape(headline(report)),
+        remarks=_remarks_html(report),
+        sections="\n".join(sections),
+    )
+
+
+def remarks(report: Report) -> Iterator[tuple[bool, str]]:
+    """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
+    found = [(name, check) for name, check in report["checks"].items() if check["count"]]
+    for name, check in found:
+        what, loud = _CHECKS.get(name, (name.replace("_", " "), True))
+        one = check["count"] == 1
+        line = f"{check['count']:,} {'position is' if one else 'positions are'} {what}"
+        if check.get("largest_deviation") is not None:
+            line += f" (by up to {number(check['largest_deviation'])})"
+        yield loud, f"{line}, first at {_index(check['first'][0])}" if check["first"] else line
+    skipped = report["skipped"]
+    if report["checks"] and not found and not skipped:
+        yield False, "data checks: nothing found"
+    for one in skipped[:10]:
+        region = ", ".join(f"{start}:{stop}" for start, stop in one["region"])
+        count = f"{one['positions']:,} positions"
+        yield True, f"skipped [{region}], {count}: {clean(one['error'], 300)}"
+    if skipped[10:]:
+        count = sum(one["positions"] for one in skipped[10:])
+        yield True, f"skipped {len(skipped) - 10:,} more regions, {count:,} positions"
+
+
+def tables(report: Report, worst: int, groups: int, everything: bool = False) -> Iterator[Table]:
+    """Yield the tables of a report that have rows; pages have `everything`."""
+    overall = report["overall"]
+    found = [
+        Table("Summary", (), _summary(report)),
+        Table("Distribution", ("quantile", "KL"), _quantiles(overall), chart="distribution"),
+        _by_position(report["by_position"] if everything else []),
+        _groups(report["groups"], groups),
+        Table("Worst positions", ("position", "KL"), _worst(overall.get("worst", [])[:worst])),
+        _checks(report["checks"] if everything else {}),
+        Table("Labels", (), _labels(overall.get("labels") or {})),
+        Table("Provenance", (), [(_plain(k), number(v)) for k, v in report["provenance"].items()]),
+    ]
+    return (table for table in found if table.rows)
+
+
+def _summary(report: Report) -> Rows:
+    overall, shape = report["overall"], " by ".join(f"{size:,}" for size in report["shape"])
+    of = f" of {shape}" if len(report["shape"]) > 1 else ""
+    known = {key: overall[key] for key in _SUMMARY if overall.get(key) is not None}
+    if math.isfinite(overall["mean"]):
+        known.pop("mean_of_finite", None)
+    rows = [("positions", f"{overall['count']:,}{of}")]
+    rows += [(_SUMMARY[key], number(value)) for key, value in known.items()]
+    agreement, error = overall.get("top1_agreement"), overall.get("top1_agreement_standard_error")
+    if agreement is not None:
+        shown = plus_minus(agreement, math.nan if error is None else error)
+        rows.append(("top-1 agreement, ± standard error", shown))
+    return rows
+
+
+def _quantiles(overall: Report) -> Rows:
+    return [(f"{p * 100:.6g} %", number(value)) for p, value in overall.get("quantiles", ())]
+
+
+def _by_position(runs: list[Report]) -> Table:
+    rows = [
+        (f"{run['start']}:{run['stop']}", number(run["count"]), number(run["mean"]))
+        for run in runs[:_MOST_RUNS]
+    ]
+    head = ("along the last axis", "positions", "mean KL")
+    return Table("KL by position", head, rows, _more(len(runs) - _MOST_RUNS), "by_position")
+
+
+def _groups(groups: list[Report], most: int) -> Table:
+    shown, interval = worst_first(groups)[:most], basis(groups)
+    rows = [
+        (
+            clean(group["group"]),
+            number(group["count"]),
+            plus_minus(group["mean"], _half(group, interval)),
+            number(group.get("max")),
+            number(group.get("top1_agreement")),
+        )
+        for group in shown
+    ]
+    how = "clustered" if interval == CLUSTERED else "positions taken as independent"
+    note = f"± half a 95 % interval, {how}; the worst first{_more(len(groups) - most, ', ')}"
+    head = ("group", "positions", "mean KL", "largest", "top-1 agreement")
+    return Table("Groups", head, rows, note, "groups")
+
+
+def _worst(worst: list[Report]) -> Rows:
+    return [(_index(one["index"]), number(one["kl"])) for one in worst]
+
+
+def _checks(checks: Report) -> Table:
+    rows = [
+        (
+            f"positions {_CHECKS[name][0]}" if name in _CHECKS else _plain(name),
+            number(check["count"]),
+            ", ".join(map(_index, check["first"][:3])) or "-",
+            number(check.get("largest_deviation")),
+        )
+        for name, check in checks.items()
+    ]
+    return Table("Data checks", ("check", "found", "first at", "largest deviation"), rows)
+
+
+def _labels(labels: Report) -> Rows:
+    rows = [(name, number(labels[key])) for key, name in _LABELS.items() if key in labels]
+    if "perplexity_ratio" in labels:
+        ratio = labels["perplexity_ratio"]
+        error = ratio * labels.get("log_perplexity_ratio_standard_error", math.nan)
+        name = "perplexity, input to target, ± standard error"
+        rows.append((name, plus_minus(ratio, error)))
+    changes = labels.get("p_change_quantiles", ())
+    name = "change of the label's probability, quantile"
+    return rows + [(f"{name} {p * 100:.6g} %", number(value)) for p, value in changes]
+
+
+def _half(statistics: Report, interval: str) -> float:
+    low, high = statistics.get(interval) or (math.nan, math.nan)
+    return float(high - low) / 2
+
+
+def _index(index: Iterable[int]) -> str:
+    return f"[{', '.join(map(str, index))}]"
+
+
+def _more(count: int, before: str = "") -> str:
+    return f"{before}and {count:,} more" if count > 0 else ""
+
+
+def _plain(name: str) -> str:
+    return clean(name.replace("_", " "))
+
+
+def _columns(line: str) -> int:
+    """Count the columns of a terminal that a line takes; Chinese characters take two."""
+    return sum(
+        2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in line
+    )
+
+
+def _clip(line: str, width: int) -> str:
+    kept = width
+    while _columns(line) > width:
+        line, kept = clean(line, kept), kept - 1
+    return line
+
+
+def _aligned(table: Table) -> Iterator[str]:
+    rows = [tuple(_clip(cell, 50) for cell in row) for row in (table.head, *table.rows) if row]
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths))
+    for row in rows:
+        line = ""
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cell = _clip(cell, width)
+            space = " " * (width - _columns(cell))
+            line += "  " + (space + cell if place and table.head else cell + space)
+        yield line.rstrip()
+    if table.note:
+        yield f"  ({table.note})"
+
+
+def _table_html(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    lines = [f"<thead><tr>{head}</tr></thead>"] if head else []
+    for name, *cells in table.rows:
+        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
+    note = f"<p>{escape(table.note)}</p>" if table.note else ""
+    return "<table>" + "\n".join(lines) + f"</table>{note}"
+
+
+def _remarks_html(report: Report) -> str:
+    lines = [
+        f'<p role="alert"><strong>! {escape(line)}</strong></p>'
+        if loud
+        else f"<p>{escape(line)}</p>"
+        for loud, line in remarks(report)
+    ]
+    return "\n".join(lines)
+
+
+_PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$headline</title>
+<style>
+:root { color-scheme: light dark; --page: #fff; --ink: #1c2024; --quiet: #59626b; --line: #d9dee3;
+  --grid: #8886; --first: #2a6db0; --second: #c2570c; --alarm: #b3261e; --alarm-page: #fdecea; }
+@media screen and (prefers-color-scheme: dark) { :root { --page: #15181b; --ink: #e4e7ea;
+  --quiet: #9aa4ad; --line: #343a40; --first: #7db4ec; --second: #f2a65a; --alarm: #ffb4ab;
+  --alarm-page: #3b1a18; } }
+body { margin: 0 auto; max-width: 54rem; padding: 1.5rem; background: var(--page);
+  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.35rem; line-height: 1.3; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+p, summary { color: var(--quiet); font-size: .9rem; }
+p[role=alert] { background: var(--alarm-page); border-left: .3rem solid var(--alarm);
+  color: var(--alarm); margin: .5rem 0; padding: .5rem .8rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem 1.4rem .25rem 0; text-align: left;
+  vertical-align: top; }
+th { font-weight: 400; } thead th { color: var(--quiet); }
+thead ~ tbody td, thead th + th { text-align: right; }
+figure { margin: 0; } svg { height: auto; width: 100%; }
+svg text { fill: currentColor; font-family: inherit !important; }
+@media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; } details::details-content { content-visibility: visible; } }
+</style>
+</head>
+<body>
+<main>
+<h1>$headline</h1>
+$remarks
+$sections
+</main>
+</body>
+</html>
+""")

@@ -1,0 +1,1 @@
+"""Mergeable, exact states of what is measured at positions: no Dask, and no files."""

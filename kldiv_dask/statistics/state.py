@@ -1,0 +1,251 @@
+"""The mergeable state of an evaluation: what positions add to it, and how two are merged.
+
+All in it is an integer, or a number that is kept as it was met, so that equal data give equal
+states whatever pieces they came in.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask.kernels import comparison
+from kldiv_dask.statistics import tables
+from kldiv_dask.statistics.sketch import bins_of
+from kldiv_dask.statistics.tables import Floats, Integers, Table, key_of
+
+# What is summed for each group; the second part only where there are labels.
+SUMS = ("kl", "kl_squared", "reverse_kl", "jensen_shannon")
+LABEL_SUMS = (
+    "nll_input",
+    "nll_target",
+    "nll_change_squared",
+    "p_change",
+    "p_change_squared",
+)
+
+# What is counted beside positions: where the top classes agree, and where there is a label.
+AGREEING, LABELLED = 1, 2
+
+CHECKS = (
+    "nan",
+    "infinite",
+    "input_excludes_classes",
+    "target_excludes_classes",
+    "input_not_normalised",
+    "target_not_normalised",
+)
+
+# Sequences are put into at most so many cells, runs of neighbours, whose sums are kept. With more
+# sequences than cells the standard error has 1023 degrees of freedom, and so an error of 2 %.
+CELLS = 1024
+
+# Cells of all groups together; beyond, cells are joined by twos.
+MOST_CELLS = 2**17
+
+# Runs of neighbours along the last axis whose means are kept.
+COLUMNS = 4096
+
+WORST = 20
+FIRST = 5
+
+# Added to the number of a bin, which may be negative, for a key.
+BIN_OFFSET = 1 << 20
+
+
+class Extremes(NamedTuple):
+    """Positions that stand out, by group: the number of each and its value."""
+
+    groups: Integers
+    values: Floats
+    index: Integers
+
+
+class State(NamedTuple):
+    """What is known of the positions so far.
+
+    `groups` are the names of the groups, sorted, or one 0. `totals` has a key for each group;
+    `cells` for each group and run of sequences, `columns` for each run along the last axis, `bins`
+    and `label_bins` for each group and bin, `checks` for each kind of check.
+    """
+
+    groups: npt.NDArray[Any]
+    totals: Table
+    cells: Table
+    halvings: int
+    columns: Table
+    bins: Table
+    label_bins: Table
+    lowest: Floats
+    worst: Extremes
+    checks: Table
+    first: Extremes
+    deviations: Floats
+
+
+class Positions(NamedTuple):
+    """What a state is made of: some positions and what was measured there.
+
+    `index` are their numbers in C order, `groups` the names of all groups and `codes` which of them
+    each is in, `cells` and `columns` the run of sequences and that along the last axis that each
+    is in, `labelled` whether there is a label, `tolerance` how far from 1 probabilities may sum.
+    """
+
+    measures: Floats
+    index: Integers
+    groups: npt.NDArray[Any]
+    codes: Integers
+    cells: Integers
+    columns: Integers | None
+    labelled: npt.NDArray[np.bool_] | None
+    tolerance: float
+
+
+def of(positions: Positions) -> State:
+    """Return the state of some positions."""
+    measures, codes = positions.measures, positions.codes
+    kl = measures[comparison.FORWARD]
+    with np.errstate(over="ignore"):
+        squared = kl * kl
+    sums = [kl, squared, measures[comparison.REVERSE], measures[comparison.JENSEN_SHANNON]]
+    counts = [measures[comparison.AGREES].astype(np.int64)]
+    label_bins = _no_table(1, 0)
+    if positions.labelled is not None:
+        chosen = positions.labelled
+        counts.append(chosen.astype(np.int64))
+        sums += _label_sums(measures, chosen)
+        change = measures[comparison.CHANGE]
+        usable = chosen & ~np.isnan(change)
+        label_bins = _binned(codes[usable], change[usable])
+    ordered = ~np.isnan(kl)
+    first, deviations = _checked(positions, kl)
+    ones = np.zeros(0, np.int64) if positions.columns is None else positions.columns
+    state = State(
+        groups=positions.groups,
+        totals=tables.tabulate(key_of(codes, 0), counts, sums),
+        cells=tables.tabulate(key_of(codes, positions.cells), [], [kl]),
+        halvings=0,
+        columns=tables.tabulate(ones, [], [kl[: ones.size]]),
+        bins=_binned(codes[ordered], kl[ordered]),
+        label_bins=label_bins,
+        lowest=_lowest(codes[ordered], kl[ordered], positions.groups.size),
+        worst=most(Extremes(codes[ordered], kl[ordered], positions.index[ordered]), WORST),
+        checks=tables.tabulate(first.groups, [], []),
+        first=most(first, FIRST),
+        deviations=deviations,
+    )
+    return state
+
+
+def _label_sums(measures: Floats, chosen: npt.NDArray[np.bool_]) -> list[Floats]:
+    """Return the summands of what labels tell, 0 where there is none."""
+    log_input, log_target, change = measures[comparison.LOG_INPUT :]
+    with np.errstate(invalid="ignore", over="ignore"):
+        nll_change = log_target - log_input
+        values = [-log_input, -log_target, nll_change * nll_change, change, change * change]
+    return [np.where(chosen, value, 0.0) for value in values]
+
+
+def _no_table(counts: int, sums: int) -> Table:
+    return tables.tabulate(np.zeros(0, np.int64), [np.zeros(0, np.int64)] * (counts - 1), [])
+
+
+def _binned(codes: Integers, values: Floats) -> Table:
+    return tables.tabulate(key_of(codes, bins_of(values) + BIN_OFFSET), [], [])
+
+
+def _lowest(codes: Integers, values: Floats, groups: int) -> Floats:
+    lowest = np.full(groups, np.inf)
+    np.minimum.at(lowest, codes, values)
+    return lowest
+
+
+def _checked(positions: Positions, kl: Floats) -> tuple[Extremes, Floats]:
+    """Return where a check has failed, and how far from 1 probabilities sum to at most."""
+    measures = positions.measures
+    # NaN, where nothing is to sum to 1, is never far from it.
+    distances = np.abs(measures[[comparison.MASS_INPUT, comparison.MASS_TARGET]] - 1)
+    failures = [
+        np.isnan(kl),
+        np.isposinf(kl),
+        measures[comparison.EXCLUDES_INPUT] != 0,
+        measures[comparison.EXCLUDES_TARGET] != 0,
+        *(distances > positions.tolerance),
+    ]
+    kinds = [np.full(np.count_nonzero(failed), kind) for kind, failed in enumerate(failures)]
+    index = np.concatenate([positions.index[failed] for failed in failures])
+    finite = np.where(np.isfinite(distances), distances, 0.0)
+    # Of equal values, the first positions are kept.
+    return (
+        Extremes(np.concatenate(kinds), np.zeros(index.size), index),
+        finite.max(axis=1, initial=0.0),
+    )
+
+
+def most(extremes: Extremes, count: int) -> Extremes:
+    """Keep the largest values of each group, and of equal ones the first."""
+    order = np.lexsort((extremes.index, -extremes.values, extremes.groups))
+    groups = extremes.groups[order]
+    starts = np.searchsorted(groups, groups)
+    kept = order[np.arange(groups.size) - starts < count]
+    return Extremes(*(column[kept] for column in extremes))
+
+
+def merge(states: Sequence[State]) -> State:
+    """Merge states of positions that none of them shares."""
+    if len(states) == 1:
+        return _bounded(states[0])
+    groups = np.unique(np.concatenate([state.groups for state in states]))
+    places = [np.searchsorted(groups, state.groups) for state in states]
+    halvings = max(state.halvings for state in states)
+
+    def joined(name: str) -> Table:
+        found = [getattr(state, name) for state in states]
+        return tables.merge([tables.regrouped(*pair) for pair in zip(found, places, strict=True)])
+
+    cells = [
+        tables.regrouped(_halved(state, halvings), place)
+        for state, place in zip(states, places, strict=True)
+    ]
+    lowest = np.full(groups.size, np.inf)
+    for state, place in zip(states, places, strict=True):
+        lowest[place] = np.minimum(lowest[place], state.lowest)
+    moved = [
+        state.worst._replace(groups=place[state.worst.groups])
+        for state, place in zip(states, places, strict=True)
+    ]
+    return _bounded(
+        State(
+            groups=groups,
+            totals=joined("totals"),
+            cells=tables.merge(cells),
+            halvings=halvings,
+            columns=tables.merge([state.columns for state in states]),
+            bins=joined("bins"),
+            label_bins=joined("label_bins"),
+            lowest=lowest,
+            worst=most(_joined(moved), WORST),
+            checks=tables.merge([state.checks for state in states]),
+            first=most(_joined([state.first for state in states]), FIRST),
+            deviations=np.max([state.deviations for state in states], axis=0),
+        )
+    )
+
+
+def _joined(parts: Sequence[Extremes]) -> Extremes:
+    return Extremes(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _halved(state: State, halvings: int) -> Table:
+    cells = state.cells
+    for _ in range(halvings - state.halvings):
+        cells = tables.coarser(cells)
+    return cells
+
+
+def _bounded(state: State) -> State:
+    """Join cells until there are not too many; how often depends on all data alone."""
+    while state.cells.keys.size > max(MOST_CELLS, state.groups.size):
+        state = state._replace(cells=tables.coarser(state.cells), halvings=state.halvings + 1)
+    return state

@@ -1,0 +1,124 @@
+"""Tables of exact sums and counts by key, the one form in which statistics are held and merged."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kldiv_dask import partial
+from kldiv_dask.kernels.exact_sum import carry
+from kldiv_dask.kernels.values import add_runs
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Keys are joined to one integer: 2**22 groups, and below them 2**41 of what else there is.
+WIDTH = 41
+
+
+class Table(NamedTuple):
+    """What is counted and summed for each key.
+
+    `keys` are sorted and each is there once. `sums` has the shape ``(keys, sums, SIZE)``, a
+    canonical partial for each, and `counts` the shape ``(keys, counts)``.
+    """
+
+    keys: Integers
+    counts: Integers
+    sums: Integers
+
+    @property
+    def groups(self) -> Integers:
+        """The upper part of each key."""
+        return self.keys >> WIDTH
+
+    @property
+    def rest(self) -> Integers:
+        """The lower part of each key."""
+        return self.keys & ((1 << WIDTH) - 1)
+
+
+def key_of(group: Any, rest: Any) -> Integers:
+    """Join two parts of a key; the second must not be negative."""
+    keys: Integers = (np.asarray(group, np.int64) << WIDTH) + rest
+    return keys
+
+
+def runs(keys: Integers) -> tuple[Any, Integers, Integers]:
+    """Return what sorts keys, each key once, and where its run in the sorted keys ends."""
+    order: Any = slice(None)
+    if keys.size and (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+    last = np.append(np.flatnonzero(keys[1:] != keys[:-1]), keys.size - 1)[: keys.size]
+    return order, keys[last], last + 1
+
+
+def tabulate(keys: Integers, counts: Sequence[Integers], sums: Sequence[Floats]) -> Table:
+    """Count and sum numbers by key.
+
+    Parameters
+    ----------
+    keys : int64 array, 1-d
+    counts : sequence of int64 arrays
+        Each as long: what to count. The first count is always that of the keys.
+    sums : sequence of float64 arrays
+        Each as long: what to sum exactly.
+    """
+    order, unique, ends = runs(keys)
+    starts = np.append(0, ends[:-1])[: ends.size]
+    counted = [ends - starts]
+    counted += [np.add.reduceat(count[order], starts) for count in counts if ends.size]
+    states = np.zeros((len(sums), unique.size, partial.SIZE), np.int64)
+    for state, values in zip(states, sums, strict=True):
+        add_runs(state, values[order], ends)
+    stacked = np.stack(counted, axis=-1) if ends.size else np.zeros((0, 1 + len(counts)), np.int64)
+    return Table(unique, stacked, np.ascontiguousarray(states.swapaxes(0, 1)))
+
+
+def merge(tables: Sequence[Table]) -> Table:
+    """Add tables of equal columns."""
+    if len(tables) == 1:
+        return tables[0]
+    keys = np.concatenate([table.keys for table in tables])
+    order, unique, ends = runs(keys)
+    if not keys.size:
+        return tables[0]
+    starts = np.append(0, ends[:-1])
+    counts = np.concatenate([table.counts for table in tables])[order]
+    sums = np.concatenate([table.sums for table in tables])[order]
+    counts, sums = (np.add.reduceat(column, starts, axis=0) for column in (counts, sums))
+    carry(np.moveaxis(sums, -1, 0))
+    return Table(unique, counts, sums)
+
+
+def by_group(table: Table) -> Table:
+    """Forget the lower part of the keys."""
+    return _rekeyed(table, table.groups)
+
+
+def in_one_group(table: Table) -> Table:
+    """Forget the upper part of the keys."""
+    return _rekeyed(table, table.rest)
+
+
+def regrouped(table: Table, places: Integers) -> Table:
+    """Give each group another number; the numbers must be in the same order as before."""
+    return table._replace(keys=key_of(places[table.groups], table.rest))
+
+
+def coarser(table: Table) -> Table:
+    """Halve the lower part of the keys."""
+    return _rekeyed(table, key_of(table.groups, table.rest >> 1))
+
+
+def _rekeyed(table: Table, keys: Integers) -> Table:
+    order, unique, ends = runs(keys)
+    if not keys.size:
+        return table
+    starts = np.append(0, ends[:-1])
+    counts = np.add.reduceat(table.counts[order], starts, axis=0)
+    sums = np.add.reduceat(table.sums[order], starts, axis=0)
+    carry(np.moveaxis(sums, -1, 0))
+    return Table(unique, counts, sums)
