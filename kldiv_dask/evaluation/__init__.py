@@ -3,7 +3,8 @@
 from kldiv_dask.evaluation.comparison import Comparison, compare
 from kldiv_dask.evaluation.errors import EvaluationError, EvaluationWarning
 from kldiv_dask.evaluation.evaluate import evaluate
-from kldiv_dask.evaluation.result import Evaluation, Statistics
+from kldiv_dask.evaluation.result import Evaluation
+from kldiv_dask.evaluation.statistics import Statistics
 
 __all__ = [
     "Comparison",

@@ -64,7 +64,8 @@ def dumps(header: dict[str, Any], state: State | None) -> bytes:
     """Return a header, which JSON can hold, and a state as bytes."""
     buffer = io.BytesIO()
     text = np.array(json.dumps(header))
-    np.savez(buffer, header=text, **({} if state is None else packed(state)))
+    arrays: dict[str, Any] = {} if state is None else packed(state)
+    np.savez(buffer, header=text, **arrays)
     body = buffer.getvalue()
     digest = hashlib.sha256(body).hexdigest().encode()
     return _MAGIC + str(VERSION).encode() + b" " + digest + b"\n" + body

@@ -31,12 +31,8 @@ Notify = Callable[[Progress, int], None]
 
 def threads(scheduler: Any) -> int:
     """Return how many pairs of chunks are worked on at once."""
-    client = scheduler if hasattr(scheduler, "nthreads") else None
-    if client is None and scheduler is None:
-        try:
-            client = dask.base.get_scheduler().__self__  # type: ignore[union-attr]
-        except AttributeError:
-            client = None
+    get = dask.base.get_scheduler() if scheduler is None else scheduler
+    client: Any = getattr(get, "__self__", get)
     count = sum(client.nthreads().values()) if hasattr(client, "nthreads") else os.cpu_count()
     return max(count or 1, 1)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from kldiv_dask.kernels.bits import scaled_normal
 from kldiv_dask.kernels.elementary import FLOAT32, FLOAT64, by_type, fma_f32, fma_f64, polynomial
+from kldiv_dask.kernels.machine import inlined
 
 
 def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
@@ -71,24 +72,41 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         M ((1 + z) log(2 / (1 + z)) - z t) / 2. Where t is small, that of the first is a polynomial
         that the second can be told from.
         """
+        inlined()
+        most = p if p > q else q
+        least = q if p > q else p
+        possible = most if most > zero else one
         t = abs(u)
-        most, least = (p, q) if p > q else (q, p)
-        z = least / most
-        zt = z * (t if t < largest else largest)
+        infinite = t if u > largest else zero
+        t = t if t < largest else largest
+        z = least / possible
+        zt = z * t
         square = t * t
         near = square * polynomial(-t, excess_coefficients)
-        is_near = t < one
-        to_input = near if is_near else z - one + t
-        to_target = fma(-t, near, square - near) if is_near else one - z - zt
+        near = near if u > zero else fma(-t, near, square - near)
+        far = z - one + t if u > zero else one - z - zt
         jensen_near = square * polynomial(t, jensen_coefficients)
-        jensen = jensen_near if is_near else fma(-half, zt, polynomial(z, mixture_coefficients))
-        reverse = to_input if u > zero else to_target
+        jensen_far = fma(-half, zt, polynomial(z, mixture_coefficients))
+        reverse = near if t < one else far
+        jensen = jensen_near if t < one else jensen_far
         # What both take for impossible is no part of either.
-        return (most * reverse, most * jensen) if most > zero else (zero, zero)
+        return most * reverse + (infinite if q > zero else zero), most * jensen
 
-    return rounder, power, weight, excess, shift, finite, both_ways
+    @numba.njit(nogil=True, error_model="numpy")
+    def both_ways_near(p: Any, q: Any, u: Any) -> tuple[Any, Any]:
+        """Return `both_ways` where it is known that abs(u) is below 1."""
+        t = abs(u)
+        most = p if p > q else q
+        square = t * t
+        near = square * polynomial(-t, excess_coefficients)
+        reverse = near if u > zero else fma(-t, near, square - near)
+        return most * reverse, most * (square * polynomial(t, jensen_coefficients))
+
+    return rounder, power, weight, excess, shift, finite, both_ways, both_ways_near
 
 
 _FLOAT32 = _elements(np.float32, fma_f32, FLOAT32)
 _FLOAT64 = _elements(np.float64, fma_f64, FLOAT64)
-rounder, power, weight, excess, shift, finite, both_ways = map(by_type, _FLOAT32, _FLOAT64)
+rounder, power, weight, excess, shift, finite, both_ways, both_ways_near = map(
+    by_type, _FLOAT32, _FLOAT64
+)

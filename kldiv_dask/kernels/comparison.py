@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels import classes
+from kldiv_dask.kernels.bits import from_magnitude, magnitude_bits
 from kldiv_dask.kernels.compiled import compiled
 from kldiv_dask.kernels.elementary import exp, log
 from kldiv_dask.kernels.machine import LANES, lane_sum, wide_vectors
@@ -68,11 +69,30 @@ _HIGH, _LOW, _MOST_INPUT, _MOST_TARGET = range(4)
 
 
 @numba.njit(nogil=True, error_model="numpy")
+def _largest_magnitude(u):
+    """Return the largest magnitude as float64; NaN where there is one."""
+    wide_vectors()
+    most = magnitude_bits(u[0])
+    for i in range(u.size):
+        bits = magnitude_bits(u[i])
+        most = bits if bits > most else most
+    return from_magnitude(most, u[0])
+
+
+@numba.njit(nogil=True, error_model="numpy")
 def _fill_both_ways(w, v, u, share_target, share_input, shift):
     """Put the parts of the reverse and of the Jensen-Shannon divergence in the places of w, v."""
     wide_vectors()
     real = w.dtype.type
     share_target, share_input, shift = real(share_target), real(share_input), real(shift)
+    # The same bits in two thirds of the time; NaN compares false.
+    if _largest_magnitude(u) + abs(shift) < 0.99:
+        for i in range(w.size):
+            p, q = w[i] * share_target, v[i] * share_input
+            reverse, jensen = classes.both_ways_near(p, q, u[i] + shift)
+            w[i] = reverse
+            v[i] = jensen
+        return
     for i in range(w.size):
         reverse, jensen = classes.both_ways(w[i] * share_target, v[i] * share_input, u[i] + shift)
         w[i] = reverse

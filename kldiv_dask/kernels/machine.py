@@ -53,6 +53,20 @@ def wide_vectors(context: Any) -> Built:
 
 
 @intrinsic
+def inlined(context: Any) -> Built:
+    """Have the calling function made part of its callers, however long it is.
+
+    A loop that calls a function is not vectorised.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("alwaysinline")
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@intrinsic
 def _prefetch(context: Any, array: Any, index: Any) -> Built:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(array)(context, builder, args[0]).data

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.comparison import measured
+from kldiv_dask.kernels.comparison import MEASURES, measured
 from kldiv_dask.statistics import state
 from kldiv_dask.statistics.state import CELLS, COLUMNS, Positions, State
 
@@ -74,7 +74,7 @@ def evaluate_chunks(
         ]
         positions = Positions(
             measures=batch.measures[:, taken],
-            index=np.ravel_multi_index(tuple(places), plan.shape) if places else flat,
+            places=np.ravel_multi_index(tuple(places), plan.shape) if places else flat,
             groups=names,
             codes=np.zeros(flat.size, np.int64) if codes is None else codes[flat],
             cells=_cells(places, plan) if places else flat,
@@ -92,7 +92,7 @@ def _nothing(names: npt.NDArray[Any], with_labels: bool) -> State:
     """Return the state of no position."""
     none = np.zeros(0, np.int64)
     labelled = np.zeros(0, bool) if with_labels else None
-    measures = np.zeros((state.comparison.MEASURES, 0))
+    measures = np.zeros((MEASURES, 0))
     return state.of(Positions(measures, none, names, none, none, none, labelled, 0.0))
 
 

@@ -59,7 +59,7 @@ class Extremes(NamedTuple):
 
     groups: Integers
     values: Floats
-    index: Integers
+    places: Integers
 
 
 class State(NamedTuple):
@@ -87,13 +87,14 @@ class State(NamedTuple):
 class Positions(NamedTuple):
     """What a state is made of: some positions and what was measured there.
 
-    `index` are their numbers in C order, `groups` the names of all groups and `codes` which of them
+    `places` are their numbers in C order, `groups` the names of all groups and `codes` which of them
     each is in, `cells` and `columns` the run of sequences and that along the last axis that each
-    is in, `labelled` whether there is a label, `tolerance` how far from 1 probabilities may sum.
+    is in, `labelled` whether there is a label, `tolerance` how far from 1 probabilities may
+    sum.
     """
 
     measures: Floats
-    index: Integers
+    places: Integers
     groups: npt.NDArray[Any]
     codes: Integers
     cells: Integers
@@ -121,7 +122,7 @@ def of(positions: Positions) -> State:
     ordered = ~np.isnan(kl)
     first, deviations = _checked(positions, kl)
     ones = np.zeros(0, np.int64) if positions.columns is None else positions.columns
-    state = State(
+    return State(
         groups=positions.groups,
         totals=tables.tabulate(key_of(codes, 0), counts, sums),
         cells=tables.tabulate(key_of(codes, positions.cells), [], [kl]),
@@ -130,12 +131,11 @@ def of(positions: Positions) -> State:
         bins=_binned(codes[ordered], kl[ordered]),
         label_bins=label_bins,
         lowest=_lowest(codes[ordered], kl[ordered], positions.groups.size),
-        worst=most(Extremes(codes[ordered], kl[ordered], positions.index[ordered]), WORST),
+        worst=most(Extremes(codes[ordered], kl[ordered], positions.places[ordered]), WORST),
         checks=tables.tabulate(first.groups, [], []),
         first=most(first, FIRST),
         deviations=deviations,
     )
-    return state
 
 
 def _label_sums(measures: Floats, chosen: npt.NDArray[np.bool_]) -> list[Floats]:
@@ -174,22 +174,22 @@ def _checked(positions: Positions, kl: Floats) -> tuple[Extremes, Floats]:
         *(distances > positions.tolerance),
     ]
     kinds = [np.full(np.count_nonzero(failed), kind) for kind, failed in enumerate(failures)]
-    index = np.concatenate([positions.index[failed] for failed in failures])
+    places = np.concatenate([positions.places[failed] for failed in failures])
     finite = np.where(np.isfinite(distances), distances, 0.0)
     # Of equal values, the first positions are kept.
     return (
-        Extremes(np.concatenate(kinds), np.zeros(index.size), index),
+        Extremes(np.concatenate(kinds), np.zeros(places.size), places),
         finite.max(axis=1, initial=0.0),
     )
 
 
 def most(extremes: Extremes, count: int) -> Extremes:
     """Keep the largest values of each group, and of equal ones the first."""
-    order = np.lexsort((extremes.index, -extremes.values, extremes.groups))
+    order = np.lexsort((extremes.places, -extremes.values, extremes.groups))
     groups = extremes.groups[order]
     starts = np.searchsorted(groups, groups)
     kept = order[np.arange(groups.size) - starts < count]
-    return Extremes(*(column[kept] for column in extremes))
+    return Extremes(extremes.groups[kept], extremes.values[kept], extremes.places[kept])
 
 
 def merge(states: Sequence[State]) -> State:
