@@ -87,9 +87,9 @@ class State(NamedTuple):
 class Positions(NamedTuple):
     """What a state is made of: some positions and what was measured there.
 
-    `places` are their numbers in C order, `groups` the names of all groups and `codes` which of them
-    each is in, `cells` and `columns` the run of sequences and that along the last axis that each
-    is in, `labelled` whether there is a label, `tolerance` how far from 1 probabilities may
+    `places` are their numbers in C order, `groups` the names of all groups and `codes` which of
+    them each is in, `cells` and `columns` the run of sequences and that along the last axis that
+    each is in, `labelled` whether there is a label, `tolerance` how far from 1 probabilities may
     sum.
     """
 
