@@ -69,10 +69,10 @@ def run(*command, **environment):
     return process.returncode, out.decode(), err.decode().splitlines()
 
 
-def call(capsys, *arguments):
-    """Call the command in this process: exit code, stdout and lines on stderr."""
+def call(capsys, *arguments, command="compute"):
+    """Call a command in this process: exit code, stdout and lines on stderr."""
     with pytest.raises(SystemExit) as end:
-        main(["compute", *arguments], prog_name="kldiv-dask")
+        main([command, *arguments], prog_name="kldiv-dask")
     out, err = capsys.readouterr()
     return end.value.code, out, err.splitlines()
 

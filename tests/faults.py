@@ -15,7 +15,7 @@ import psutil
 import zarr
 
 from kldiv_dask import kl_div_summary, open_pair
-from kldiv_dask.cli import _plain
+from kldiv_dask.cli.compute import _plain
 from tests import faulty
 from tests.commands import SCRIPTS, at_terminal
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import comparison, end_to_end, logits
+from tests.benchmarks import comparison, end_to_end, evaluation, logits
 from tests.benchmarks.contestants import CLASSES, NARROW, OURS, RIVALS, Case, Contestant, pair
 from tests.benchmarks.measurement import Times, in_parts, pinned, read
 from tests.cases import dtype_of
@@ -162,3 +162,15 @@ def test_divergences_from_logits(tmp_path):
     assert readme.read_text() == (
         f"before\n<!-- logits benchmark -->\n\n{out}\n<!-- /logits benchmark -->\nafter\n"
     )
+
+
+def test_evaluation(capsys):
+    evaluation.main(["--size", "65536", "--rounds", "1", "--positions", "3000"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines if line[2:3].isdigit()] == [
+        "| 2 x 32,768",
+        "| 2 x 32,768",
+        "| 64 x 1,024",
+        "| 64 x 1,024",
+        "| 3,000 x 2",
+    ]

@@ -17,7 +17,8 @@ import zarr
 from distributed import LocalCluster
 
 from kldiv_dask import cluster, kl_div_summary, open_pair
-from kldiv_dask.cli import _parse_chunks, _plain
+from kldiv_dask.cli.common import parse_chunks
+from kldiv_dask.cli.compute import _plain
 from tests.commands import at_terminal, call, eventually, run, started
 
 
@@ -207,7 +208,7 @@ def test_numbers_in_json(field, plain):
     ],
 )
 def test_chunks(text, chunks):
-    assert _parse_chunks(text) == chunks
+    assert parse_chunks(text) == chunks
 
 
 # Bad input

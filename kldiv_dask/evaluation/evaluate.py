@@ -25,6 +25,7 @@ from kldiv_dask.options import (
 )
 from kldiv_dask.statistics.chunks import Plan
 from kldiv_dask.storage import open_array, open_pair, token
+from kldiv_dask.storage.chunking import Chunks
 
 PATHS = str, os.PathLike
 
@@ -41,6 +42,9 @@ def evaluate(
     labels: Any = None,
     cluster_axis: int = 0,
     dtype: npt.DTypeLike | None = None,
+    chunks: Chunks = None,
+    input_key: str | None = None,
+    target_key: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float = 60.0,
     resume: bool = True,
@@ -78,6 +82,10 @@ def evaluate(
         independent of each other. More than 1024 are put together in as many runs of neighbours.
     dtype : {None, 'float64'}
         float64 to compute in float64 what would be in float32: logits that are no float64.
+    chunks : int, str, tuple, mapping or None, optional
+        Of paths, what to read at a time, as in `open_pair`.
+    input_key, target_key : str, optional
+        Of paths, the name of the array in a file or group of many, as in `open_pair`.
     checkpoint : str or os.PathLike, optional
         A local file that is written every `checkpoint_interval` seconds, and when the run ends or
         fails. A run that finds it takes up where the other ended.
@@ -126,12 +134,19 @@ def evaluate(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'skip'")
     path = None if checkpoint is None else _checked_path(checkpoint)
-    described = {"input": _described(input), "target": _described(target)}
+    keys = input_key, target_key
+    for name, key, operand in zip(("input", "target"), keys, (input, target), strict=True):
+        if key is not None and not isinstance(operand, PATHS):
+            raise ValueError(f"{name}_key is {key!r}, and {name} is no path")
+    described = {"input": _described(input, input_key), "target": _described(target, target_key)}
     if isinstance(input, PATHS) and isinstance(target, PATHS):
-        identities = [token(operand) for operand in (input, target)]
-        arrays = open_pair(input, target)
+        identities = [token(input, input_key), token(target, target_key)]
+        arrays = open_pair(input, target, chunks=chunks, input_key=input_key, target_key=target_key)
     else:
-        opened = [open_array(a) if isinstance(a, PATHS) else a for a in (input, target)]
+        opened = [
+            open_array(a, chunks=chunks, key=key) if isinstance(a, PATHS) else a
+            for a, key in zip((input, target), keys, strict=True)
+        ]
         arrays = as_dask(*opened)
         identities = [array.name for array in arrays]
     wide = resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
@@ -200,9 +215,9 @@ def _silent(*_: Any) -> None:
     pass
 
 
-def _described(operand: Any) -> str:
+def _described(operand: Any, key: str | None) -> str:
     if isinstance(operand, PATHS):
-        return os.fspath(operand)
+        return os.fspath(operand) + (f":{key}" if key else "")
     shape = " x ".join(map(str, getattr(operand, "shape", ())))
     return f"{type(operand).__name__} of {shape} {getattr(operand, 'dtype', '')}".strip()
 

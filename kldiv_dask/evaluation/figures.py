@@ -8,6 +8,7 @@ import html
 import io
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -48,21 +49,29 @@ _STYLE = {
 }
 
 
-def clean(text: object, width: int = 0) -> str:
-    r"""Return `text` on one line, without control characters, cut in the middle to a `width`.
+def columns(line: str) -> int:
+    """Count the columns of a terminal that a line takes; Chinese characters take two."""
+    return sum(
+        2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in line
+    )
+
+
+def clean(text: object, width: int) -> str:
+    r"""Return `text` on one line, without control characters, its middle cut to fit a `width`.
 
     Examples
     --------
-    >>> clean("two\nlines\x1b[31m")
+    >>> clean("two\nlines\x1b[31m", 40)
     'two lines�[31m'
     >>> clean("a/long/path/of/a/file.zarr", 13)
     'a/long…e.zarr'
     """
-    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
-    if not width or len(line) <= width:
-        return line
-    head = width // 2
-    return line[:head] + "…" + line[len(line) - (width - 1 - head) :]
+    line = "".join(c if c.isprintable() else "�" for c in " ".join(str(text).split()))
+    short, kept = line, min(len(line), width)
+    while columns(short) > width:
+        kept -= 1
+        short = line[: kept - kept // 2] + "…" + line[len(line) - kept // 2 :]
+    return short
 
 
 def worst_first(groups: Iterable[Report]) -> list[Report]:
@@ -150,6 +159,8 @@ def by_position(report: Report, axes: "Axes") -> None:
         axes.axhline(report["overall"]["mean"], color="C1", linewidth=1.2, label="overall mean")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     axes.set(xlabel="position along the last axis", ylabel="mean KL in nats")
+    if all(run["mean"] >= 0 for run in runs):
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.4)
 
 

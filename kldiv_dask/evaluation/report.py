@@ -4,16 +4,20 @@ All three say the same, in tables that are made once from the dictionary of `Eva
 """
 
 import math
-import unicodedata
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from string import Template
 from typing import Any, NamedTuple
 
 from kldiv_dask.evaluation import figures
-from kldiv_dask.evaluation.figures import CLUSTERED, Report, basis, clean, worst_first
+from kldiv_dask.evaluation.figures import CLUSTERED, Report, basis, clean, columns, worst_first
 
-WIDTH = 100
+# Columns, of a terminal and of one cell of a table.
+WIDTH, CELL = 100, 50
+
+# What a name from the data is cut to where lines break by themselves.
+LONGEST = 300
 
 _MOST_RUNS = 1000
 
@@ -48,8 +52,9 @@ _LABELS = {
     "nll_target": "negative log-likelihood, target",
     "perplexity_input": "perplexity, input",
     "perplexity_target": "perplexity, target",
+    "perplexity_ratio": "perplexity, input to target, ± standard error",
     "p_change_mean": "change of the label's probability, mean",
-    "p_change_rms": "change of the label's probability, root mean square",
+    "p_change_rms": "change of the label's probability, r.m.s.",
 }
 
 # What each check counts, after "is" or "are", and whether it casts doubt on the figures.
@@ -71,12 +76,12 @@ def number(value: Any) -> str:
     >>> [number(value) for value in (640, 0.5, 12345.6, 1.5e-7, float("inf"), None)]
     ['640', '0.5000', '12,346', '1.500e-07', '∞', '-']
     """
-    if value is None or isinstance(value, bool | str):
-        return "-" if value is None else clean(value)
-    if isinstance(value, int):
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if not isinstance(value, float):
-        return clean(value)
+        return str(value)
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
     size = abs(float(f"{value:.4g}"))
@@ -93,7 +98,7 @@ def plus_minus(value: float, half: float) -> str:
     Examples
     --------
     >>> plus_minus(0.026821, 0.0056712), plus_minus(1.5e-7, 2.5e-9)
-    ('0.02682 ± 0.00567', '(1.5000 ± 0.0250)e-07')
+    ('0.02682 ± 0.00567', '(1.500 ± 0.025)e-07')
     """
     if not (math.isfinite(value) and math.isfinite(half) and half > 0):
         return number(value)
@@ -144,8 +149,10 @@ def text(report: Report) -> str:
       smallest   0.2500
       largest    0.7500
     """
-    marked = [("! " if loud else "  ") + line for loud, line in remarks(report)]
-    lines = [headline(report), *(_clip(line, WIDTH) for line in marked)]
+    lines = [headline(report)]
+    for loud, remark in remarks(report):
+        pieces = textwrap.wrap(remark, WIDTH - 2)
+        lines += [("! " if loud else "  ") + clean(piece, WIDTH - 2) for piece in pieces]
     for table in tables(report, worst=5, groups=20):
         lines += ["", table.title, *_aligned(table)]
     return "\n".join(lines)
@@ -162,7 +169,7 @@ def fragment(report: Report) -> str:
     Returns
     -------
     str
-        One ``<div>``, without scripts, styles or anything to load.
+        One ``<div>``, without scripts, colours or anything to load.
     """
     parts = [f"<p><strong>{escape(headline(report))}</strong></p>", _remarks_html(report)]
     for table in tables(report, worst=5, groups=20):
@@ -199,7 +206,9 @@ def page(report: Report) -> str:
         if table.chart in charts:
             label = f"Chart of {table.title.lower()}: {headline(report)}"
             chart = figures.svg(report, table.chart, label)
-            body = f"<figure>{chart}</figure>\n<details><summary>Table</summary>{body}</details>"
+            shown = " open" if table.chart == "distribution" else ""
+            body = f"<details{shown}><summary>Table</summary>{body}</details>"
+            body = f"<figure>{chart}</figure>\n{body}"
         sections.append(f"<section><h2>{escape(table.title)}</h2>\n{body}</section>")
     return _PAGE.substitute(
         headline=escape(headline(report)),
@@ -212,7 +221,7 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
     """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
     found = [(name, check) for name, check in report["checks"].items() if check["count"]]
     for name, check in found:
-        what, loud = _CHECKS.get(name, (name.replace("_", " "), True))
+        what, loud = _CHECKS[name]
         one = check["count"] == 1
         line = f"{check['count']:,} {'position is' if one else 'positions are'} {what}"
         if check.get("largest_deviation") is not None:
@@ -224,7 +233,7 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
     for one in skipped[:10]:
         region = ", ".join(f"{start}:{stop}" for start, stop in one["region"])
         count = f"{one['positions']:,} positions"
-        yield True, f"skipped [{region}], {count}: {clean(one['error'], 300)}"
+        yield True, f"skipped [{region}], {count}: {clean(one['error'], LONGEST)}"
     if skipped[10:]:
         count = sum(one["positions"] for one in skipped[10:])
         yield True, f"skipped {len(skipped) - 10:,} more regions, {count:,} positions"
@@ -240,8 +249,12 @@ def tables(report: Report, worst: int, groups: int, everything: bool = False) ->
         _groups(report["groups"], groups),
         Table("Worst positions", ("position", "KL"), _worst(overall.get("worst", [])[:worst])),
         _checks(report["checks"] if everything else {}),
-        Table("Labels", (), _labels(overall.get("labels") or {})),
-        Table("Provenance", (), [(_plain(k), number(v)) for k, v in report["provenance"].items()]),
+        Table("Labels", (), _labels(overall.get("labels"))),
+        Table(
+            "Provenance",
+            (),
+            [(k.replace("_", " "), number(v)) for k, v in report["provenance"].items()],
+        ),
     ]
     return (table for table in found if table.rows)
 
@@ -278,7 +291,7 @@ def _groups(groups: list[Report], most: int) -> Table:
     shown, interval = worst_first(groups)[:most], basis(groups)
     rows = [
         (
-            clean(group["group"]),
+            str(group["group"]),
             number(group["count"]),
             plus_minus(group["mean"], _half(group, interval)),
             number(group.get("max")),
@@ -299,7 +312,7 @@ def _worst(worst: list[Report]) -> Rows:
 def _checks(checks: Report) -> Table:
     rows = [
         (
-            f"positions {_CHECKS[name][0]}" if name in _CHECKS else _plain(name),
+            _CHECKS[name][0],
             number(check["count"]),
             ", ".join(map(_index, check["first"][:3])) or "-",
             number(check.get("largest_deviation")),
@@ -309,13 +322,12 @@ def _checks(checks: Report) -> Table:
     return Table("Data checks", ("check", "found", "first at", "largest deviation"), rows)
 
 
-def _labels(labels: Report) -> Rows:
-    rows = [(name, number(labels[key])) for key, name in _LABELS.items() if key in labels]
-    if "perplexity_ratio" in labels:
-        ratio = labels["perplexity_ratio"]
-        error = ratio * labels.get("log_perplexity_ratio_standard_error", math.nan)
-        name = "perplexity, input to target, ± standard error"
-        rows.append((name, plus_minus(ratio, error)))
+def _labels(labels: Report | None) -> Rows:
+    if not labels:
+        return []
+    ratio, error = labels["perplexity_ratio"], labels["log_perplexity_ratio_standard_error"]
+    shown = {**labels, "perplexity_ratio": plus_minus(ratio, ratio * error)}
+    rows = [(name, number(shown[key])) for key, name in _LABELS.items()]
     changes = labels.get("p_change_quantiles", ())
     name = "change of the label's probability, quantile"
     return rows + [(f"{name} {p * 100:.6g} %", number(value)) for p, value in changes]
@@ -334,33 +346,15 @@ def _more(count: int, before: str = "") -> str:
     return f"{before}and {count:,} more" if count > 0 else ""
 
 
-def _plain(name: str) -> str:
-    return clean(name.replace("_", " "))
-
-
-def _columns(line: str) -> int:
-    """Count the columns of a terminal that a line takes; Chinese characters take two."""
-    return sum(
-        2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in line
-    )
-
-
-def _clip(line: str, width: int) -> str:
-    kept = width
-    while _columns(line) > width:
-        line, kept = clean(line, kept), kept - 1
-    return line
-
-
 def _aligned(table: Table) -> Iterator[str]:
-    rows = [tuple(_clip(cell, 50) for cell in row) for row in (table.head, *table.rows) if row]
-    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+    rows = [tuple(clean(cell, CELL) for cell in row) for row in (table.head, *table.rows) if row]
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths))
     for row in rows:
         line = ""
         for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cell = _clip(cell, width)
-            space = " " * (width - _columns(cell))
+            cell = clean(cell, width)
+            space = " " * (width - columns(cell))
             line += "  " + (space + cell if place and table.head else cell + space)
         yield line.rstrip()
     if table.note:
@@ -371,8 +365,9 @@ def _table_html(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
     lines = [f"<thead><tr>{head}</tr></thead>"] if head else []
     for name, *cells in table.rows:
-        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
+        values = "".join(f"<td>{escape(clean(cell, LONGEST))}</td>" for cell in cells)
+        name = f'<th scope="row" style="text-align: left">{escape(clean(name, LONGEST))}</th>'
+        lines.append(f"<tr>{name}{values}</tr>")
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
     return "<table>" + "\n".join(lines) + f"</table>{note}"
 
@@ -403,7 +398,7 @@ _PAGE = Template("""\
   --alarm-page: #3b1a18; } }
 body { margin: 0 auto; max-width: 54rem; padding: 1.5rem; background: var(--page);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.35rem; line-height: 1.3; }
+h1 { font-size: 1.2rem; line-height: 1.3; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p, summary { color: var(--quiet); font-size: .9rem; }
 p[role=alert] { background: var(--alarm-page); border-left: .3rem solid var(--alarm);

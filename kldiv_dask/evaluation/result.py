@@ -109,7 +109,7 @@ class Evaluation:
         counts = dict(zip(table.keys.tolist(), table.counts[:, 0].tolist(), strict=True))
         found: dict[str, dict[str, Any]] = {}
         for kind, name in enumerate(CHECKS):
-            places = first.index[first.groups == kind]
+            places = first.places[first.groups == kind]
             index = [[int(i) for i in np.unravel_index(place, self.shape)] for place in places]
             found[name] = {"count": counts.get(kind, 0), "first": index}
         for side, name in enumerate(CHECKS[-2:]):
@@ -285,6 +285,6 @@ def _after(state: State, positions: int, before: State) -> State:
     return state._replace(
         cells=cells._replace(keys=cells.keys + moved),
         halvings=halvings,
-        worst=state.worst._replace(index=state.worst.index + positions),
-        first=state.first._replace(index=state.first.index + positions),
+        worst=state.worst._replace(places=state.worst.places + positions),
+        first=state.first._replace(places=state.first.places + positions),
     )

@@ -19,8 +19,9 @@ CONFIDENCE = 0.95
 
 PROBABILITIES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
-# A bar of the histogram takes so many bins of the sketch: half a power of two.
-BAR = 64
+# A bar of the histogram takes the bins of the sketch from a power of two to the bin that has the
+# square root of two of it, or from there to the next power.
+OCTAVE, HALF = 128, 53
 
 Interval = tuple[float, float]
 Quantiles = dict[float, float]
@@ -169,17 +170,22 @@ def _quantiles(table: Table) -> Quantiles:
     return dict(zip(PROBABILITIES, values.tolist(), strict=True))
 
 
+def _bars(bins: Any) -> Any:
+    return 2 * (bins // OCTAVE) + (bins % OCTAVE >= HALF)
+
+
 def histogram(table: Table) -> dict[str, list[Any]]:
-    """Return counts in bars of half a power of two each."""
+    """Return counts in bars that are a factor of the square root of two wide, to 0.05 %."""
     bins, counts = _bins(table)
     finite = (bins > 0) & (bins < sketch.INFINITY)
-    bars, counts = bins[finite] // BAR, counts[finite]
+    bars, counts = _bars(bins[finite]), counts[finite]
     if not bars.size:
         return {"edges": [], "counts": []}
     first, last = int(bars[0]), int(bars[-1])
     heights = np.zeros(last - first + 1, np.int64)
     np.add.at(heights, bars - first, counts)
-    edges = sketch.edges(np.arange(first, last + 2) * BAR)
+    bounds = np.arange(first, last + 2)
+    edges = sketch.edges(bounds // 2 * OCTAVE + bounds % 2 * HALF)
     return {"edges": edges.tolist(), "counts": heights.tolist()}
 
 
@@ -204,13 +210,13 @@ def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
     if finite == count:
         error = math.sqrt(moments.variance_of_mean(kl.units, "kl_squared", count))
     cells = _of_group(state.cells, code)
-    cluster_mean, cluster_error = clustered(*cell_sums(cells))
+    _, cluster_error = clustered(*cell_sums(cells))
     agreement = moments.counts[AGREEING] / count if count else math.nan
     bins = _of_group(state.bins, code)
     chosen = state.worst.groups == code
-    worst = [
+    worst: list[dict[str, Any]] = [
         {"index": [int(i) for i in np.unravel_index(index, shape)], "kl": float(value)}
-        for value, index in zip(state.worst.values[chosen], state.worst.index[chosen], strict=True)
+        for value, index in zip(state.worst.values[chosen], state.worst.places[chosen], strict=True)
     ]
     return Statistics(
         count=count,

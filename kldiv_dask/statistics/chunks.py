@@ -68,10 +68,9 @@ def evaluate_chunks(
         part = slice(batch.start, batch.start + size)
         taken = slice(None) if included is None else np.flatnonzero(included[part])
         flat = np.arange(part.start, part.stop)[taken]
-        places = [
-            axis + first
-            for axis, first in zip(np.unravel_index(flat, tuple(shape)), start, strict=True)
-        ]
+        # NumPy has no index of an array without axes.
+        inner = np.unravel_index(flat, tuple(shape)) if shape else ()
+        places = [axis + first for axis, first in zip(inner, start, strict=True)]
         positions = Positions(
             measures=batch.measures[:, taken],
             places=np.ravel_multi_index(tuple(places), plan.shape) if places else flat,

@@ -16,6 +16,9 @@ from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalise_pat
 PathLike = str | os.PathLike[str]
 
 
+OF_FILE = "file-"
+
+
 class Format(Protocol):
     """What a format's module provides."""
 
@@ -179,9 +182,12 @@ def open_pair(
     return _to_dask(x, planned), _to_dask(t, planned)
 
 
-def token(path: PathLike) -> str:
-    """Return what tells a stored array from all others, and from what it was before a change."""
-    return str(dask.base.tokenize(_open_source(path, None)))
+def token(path: PathLike, key: str | None = None) -> str:
+    """Return what tells a stored array from all others, and from what it was before a change.
+
+    It begins with `OF_FILE`.
+    """
+    return OF_FILE + str(dask.base.tokenize(_open_source(path, key)))
 
 
 def _open_source(path: PathLike, key: str | None) -> Source:

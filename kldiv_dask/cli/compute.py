@@ -1,42 +1,36 @@
-"""The command ``kldiv-dask``, also mounted as ``dask kldiv``.
-
-Every `dask` command imports this module, so what it needs to compute is imported on use.
-"""
+"""``kldiv-dask compute``: one number."""
 
 import contextlib
 import json
 import math
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kldiv_dask.cluster import SIGNALS, connect, handled_by
+from kldiv_dask.cli.common import (
+    BAD_INPUT,
+    CLEAR,
+    SETTINGS,
+    check_cluster,
+    cluster,
+    cluster_options,
+    failing,
+    in_one_line,
+    parse_chunks,
+    reading_options,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from kldiv_dask.functional.summary import KLDivSummary, LazySummary
 
-# Exit codes of a computation that failed, and of one that never began.
-FAILED, BAD_INPUT = 1, 2
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-# The name of the subcommand of `dask`.
-@click.group("kldiv", context_settings=SETTINGS)
-@click.version_option(package_name="kldiv-dask", message="kldiv-dask %(version)s")
-def main() -> None:
-    """Kullback-Leibler divergence of stored arrays: exact, and the same bits everywhere."""
-
-
-@main.command(context_settings=SETTINGS)
+@click.command(context_settings=SETTINGS)
 @click.argument("input")
 @click.argument("target")
 @click.option("--log-target", is_flag=True, help="TARGET holds log-probabilities.")
@@ -79,32 +73,8 @@ def main() -> None:
     is_flag=True,
     help="Count a zero target as 0, not NaN, also where INPUT is infinite.",
 )
-@click.option("--input-key", metavar="KEY", help="Name of the array in a file or group of many.")
-@click.option("--target-key", metavar="KEY", help="Name of the array in a file or group of many.")
-@click.option(
-    "--chunks",
-    metavar="SIZE",
-    help="What to read at a time: a size ('64 MiB') or a length for each axis ('1000,-1').  "
-    "[default: about 128 MiB, in whole stored chunks]",
-)
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Running cluster to use, as tcp://host:8786, or tls://host:8786 with the certificates of"
-    " Dask's configuration.",
-)
-@click.option(
-    "--workers",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Processes to start instead.  [default: one for every 4 CPUs]",
-)
-@click.option(
-    "--threads",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Threads in each process.  [default: together as many as there are CPUs]",
-)
+@reading_options
+@cluster_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, as described above.")
 def compute(
     input: str,
@@ -141,33 +111,16 @@ def compute(
       2    bad arguments, files or scheduler; nothing was computed
       130  stopped by Ctrl-C (143: by SIGTERM)
     """  # noqa: D301 - click wants a real backspace there
-    if scheduler and (workers or threads):
-        raise click.UsageError(
-            "--scheduler uses a running cluster; --workers and --threads are for one started here"
-        )
+    check_cluster(scheduler, workers, threads)
     _check_kind(logits, **options)
-    with (
-        _failing(FAILED),
-        _stoppable(),
-        warnings.catch_warnings(),
-        contextlib.ExitStack() as stack,
-    ):
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = _show_warning
-        with _failing(BAD_INPUT):
+    with in_one_line():
+        with failing(BAD_INPUT):
             lazy, sample, bytes_read = _open(input, target, logits, **options)
-        if scheduler:
-            with _failing(BAD_INPUT, f"--scheduler {scheduler}: "):
-                client = stack.enter_context(connect(scheduler))
-        else:
-            with _failing(FAILED, "no cluster could be started: "):
-                client = stack.enter_context(connect(workers=workers, threads=threads))
-        for number in SIGNALS:  # on the way out; a second one would cut the cleaning up short
-            stack.callback(signal.signal, number, signal.SIG_IGN)
-        start = time.perf_counter()
-        summary = _run(client, lazy, sample)
-        seconds = time.perf_counter() - start
-        _warn(summary, reduction, logits, options["zero_safe"])
+        with cluster(scheduler, workers, threads) as client:
+            start = time.perf_counter()
+            summary = _run(client, lazy, sample)
+            seconds = time.perf_counter() - start
+            _warn(summary, reduction, logits, options["zero_safe"])
     value = getattr(summary, reduction)
     if not as_json:
         click.echo(value)
@@ -222,7 +175,7 @@ def _open(
     from kldiv_dask.storage import open_array, open_pair
 
     pair = open_pair(
-        input, target, chunks=_parse_chunks(chunks), input_key=input_key, target_key=target_key
+        input, target, chunks=parse_chunks(chunks), input_key=input_key, target_key=target_key
     )
     masks = {} if where is None else {"where": open_array(where)}
     summary: Any
@@ -238,15 +191,6 @@ def _open(
     )
     # Array expressions have no nbytes.
     return lazy, sample, sum(math.prod(a.shape) * a.dtype.itemsize for a in pair)
-
-
-def _parse_chunks(text: str | None) -> Any:
-    """Read ``1000,-1`` as a tuple of lengths and ``1000`` as a length; leave sizes as they are."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    chunks = [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
-    return chunks[0] if len(chunks) == 1 else tuple(chunks)
 
 
 def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDivSummary":
@@ -267,7 +211,7 @@ def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDiv
                     with client.as_current(), contextlib.redirect_stdout(sys.stderr):
                         progress(futures, notebook=False)
                 finally:  # the bar clears its line only where it comes to its end
-                    click.echo("\r\33[2K", nl=False, err=True)
+                    click.echo(CLEAR, nl=False, err=True)
             return KLDivSummary(*client.gather(futures))
     except ChunkReadError as error:
         raise OSError(f"on a worker, {error}") from error
@@ -296,49 +240,9 @@ def _warn(summary: "KLDivSummary", reduction: str, logits: bool, zero_safe: bool
         warnings.warn(message, stacklevel=2)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning in one line, without the place in the code that it arose at."""
-    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
-
-
 def _plain(field: Any) -> Any:
     """Turn a NumPy scalar into what JSON has, with the digits of its own type."""
     if not hasattr(field, "dtype"):
         return field
     digits = str(field)
     return json.loads(digits) if math.isfinite(field) else digits
-
-
-@contextlib.contextmanager
-def _failing(exit_code: int, where: str = "") -> Iterator[None]:
-    """Turn an exception into a line of text and an exit code."""
-    try:
-        yield
-    except Exception as error:
-        # The names of everyday exceptions say nothing that their messages don't.
-        everyday = isinstance(error, ValueError | TypeError | OSError | ImportError)
-        kind = "" if everyday and str(error) else f"{type(error).__name__}: "
-        _end(f"{where}{kind}{error}", exit_code)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let a signal unwind the stack, so that no process and no file is left behind."""
-    received = []
-
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    with handled_by(stop):
-        try:
-            yield
-        except KeyboardInterrupt:
-            number = received[0]
-            _end(f"stopped by {signal.Signals(number).name}", 128 + number)
-
-
-def _end(message: str, exit_code: int) -> NoReturn:
-    """End the command with one line on stderr."""
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
-    raise SystemExit(exit_code)

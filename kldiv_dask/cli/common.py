@@ -1,0 +1,166 @@
+"""What all commands share: options, a cluster, and how they fail, stop and warn."""
+
+import contextlib
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from kldiv_dask.cluster import SIGNALS, connect, handled_by
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Exit codes of a computation that failed, and of one that never began.
+FAILED, BAD_INPUT = 1, 2
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+# What clears the line of a terminal that a progress bar was on.
+CLEAR = "\r\33[2K"
+
+_READING = (
+    click.option(
+        "--input-key", metavar="KEY", help="Name of the array in a file or group of many."
+    ),
+    click.option(
+        "--target-key", metavar="KEY", help="Name of the array in a file or group of many."
+    ),
+    click.option(
+        "--chunks",
+        metavar="SIZE",
+        help="What to read at a time: a size ('64 MiB') or a length for each axis ('1000,-1').  "
+        "[default: about 128 MiB, in whole stored chunks]",
+    ),
+)
+
+_CLUSTER = (
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Running cluster to use, as tcp://host:8786, or tls://host:8786 with the certificates"
+        " of Dask's configuration.",
+    ),
+    click.option(
+        "--workers",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Processes to start instead.  [default: one for every 4 CPUs]",
+    ),
+    click.option(
+        "--threads",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Threads in each process.  [default: together as many as there are CPUs]",
+    ),
+)
+
+
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how the two arrays are read."""
+    return _with(_READING, command)
+
+
+def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `cluster`."""
+    return _with(_CLUSTER, command)
+
+
+def _with(options: Any, command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(options):  # as decorators are applied
+        command = option(command)
+    return command
+
+
+def parse_chunks(text: str | None) -> Any:
+    """Read ``1000,-1`` as a tuple of lengths and ``1000`` as a length; leave sizes as they are."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    chunks = [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
+    return chunks[0] if len(chunks) == 1 else tuple(chunks)
+
+
+def check_cluster(scheduler: str | None, workers: int | None, threads: int | None) -> None:
+    """Refuse options that contradict each other."""
+    if scheduler and (workers or threads):
+        raise click.UsageError(
+            "--scheduler uses a running cluster; --workers and --threads are for one started here"
+        )
+
+
+@contextlib.contextmanager
+def cluster(scheduler: str | None, workers: int | None, threads: int | None) -> Iterator["Client"]:
+    """Connect to a running cluster, or to one that is started for the time of the context."""
+    with contextlib.ExitStack() as stack:
+        if scheduler:
+            with failing(BAD_INPUT, f"--scheduler {scheduler}: "):
+                client = stack.enter_context(connect(scheduler))
+        else:
+            with failing(FAILED, "no cluster could be started: "):
+                client = stack.enter_context(connect(workers=workers, threads=threads))
+        for number in SIGNALS:  # on the way out; a second one would cut the cleaning up short
+            stack.callback(signal.signal, number, signal.SIG_IGN)
+        yield client
+
+
+@contextlib.contextmanager
+def in_one_line(hint: Callable[[], str] = str) -> Iterator[None]:
+    """Say what fails, stops or is warned of in one line each, and end with the exit code for it.
+
+    Where the command fails or is stopped, what `hint` returns then is the end of the line.
+    """
+    with failing(FAILED, hint=hint), _stoppable(hint), warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning in one line, without the place in the code that it arose at."""
+    over = CLEAR if sys.stderr.isatty() else ""
+    click.echo(f"{over}warning: {' '.join(str(message).split())}", err=True)
+
+
+@contextlib.contextmanager
+def failing(
+    exit_code: int,
+    where: str = "",
+    errors: tuple[type[Exception], ...] = (Exception,),
+    hint: Callable[[], str] = str,
+) -> Iterator[None]:
+    """Turn an exception into a line of text and an exit code."""
+    try:
+        yield
+    except errors as error:
+        # The names of everyday exceptions, and of ours, say nothing that their messages don't.
+        everyday = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        everyday |= type(error).__module__.startswith("kldiv_dask.")
+        kind = "" if everyday and str(error) else f"{type(error).__name__}: "
+        _end(f"{where}{kind}{error}{hint()}", exit_code)
+
+
+@contextlib.contextmanager
+def _stoppable(hint: Callable[[], str]) -> Iterator[None]:
+    """Let a signal unwind the stack, so that no process and no file is left behind."""
+    received = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    with handled_by(stop):
+        try:
+            yield
+        except KeyboardInterrupt:
+            number = received[0]
+            _end(f"stopped by {signal.Signals(number).name}{hint()}", 128 + number)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    """End the command with one line on stderr."""
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise SystemExit(exit_code)

@@ -1,0 +1,231 @@
+"""``kldiv-dask evaluate``: every statistic, from one pass that can be taken up where it ended."""
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kldiv_dask.cli.common import (
+    BAD_INPUT,
+    CLEAR,
+    SETTINGS,
+    check_cluster,
+    cluster,
+    cluster_options,
+    failing,
+    in_one_line,
+    parse_chunks,
+    reading_options,
+)
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from kldiv_dask.evaluation import Evaluation
+
+SMALL = "where", "groups", "labels"
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("input")
+@click.argument("target")
+@click.option(
+    "--kind",
+    type=click.Choice(["logits", "log_probs", "probs"]),
+    default="logits",
+    show_default=True,
+    help="What both hold; with probs, INPUT holds log-probabilities and TARGET probabilities.",
+)
+@click.option("--axis", type=int, default=-1, show_default=True, help="The axis of the classes.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="What logits are divided by.",
+)
+@click.option("--where", metavar="PATH", help="Array of booleans: which positions to include.")
+@click.option("--groups", metavar="PATH", help="Array of integers: the group of each position.")
+@click.option(
+    "--labels",
+    metavar="PATH",
+    help="Array of integers: the class that is right at each position, or -100 for none.",
+)
+@click.option(
+    "--cluster-axis",
+    metavar="N",
+    type=int,
+    default=0,
+    show_default=True,
+    help="The axis of the positions along which independent sequences are counted.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float64"]),
+    help="Compute in float64 what would be in float32.",
+)
+@reading_options
+@click.option(
+    "--checkpoint",
+    metavar="PATH",
+    help="Local file to save to now and then, and to go on from if it is there.",
+)
+@click.option(
+    "--checkpoint-interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="How often to save.",
+)
+@click.option("--no-resume", is_flag=True, help="Start over, in the place of the checkpoint.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="End at chunks that can't be read, after saving; or leave them out, with a warning.",
+)
+@click.option("--html", metavar="PATH", help="Write a page with charts; needs matplotlib.")
+@click.option("--json", metavar="PATH", help="Write all numbers as JSON.")
+@click.option("--save", metavar="PATH", help="Write what kldiv_dask.Evaluation.load reads.")
+@cluster_options
+def evaluate(
+    input: str,
+    target: str,
+    html: str | None,
+    json: str | None,
+    save: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    threads: int | None,
+    no_resume: bool,
+    **options: Any,
+) -> None:
+    """Print how the KL divergence of TARGET from INPUT is distributed over positions.
+
+    Mean and confidence interval, quantiles, agreement of the top class, the worst positions and
+    groups, what labels tell, and what may be wrong with the data: all from one pass. INPUT and
+    TARGET are as in `kldiv-dask compute`. The workers of a running cluster must find all arrays
+    under the same names; checkpoints and results are files of this machine.
+
+    \b
+    Example:
+      kldiv-dask evaluate student.zarr teacher.zarr --checkpoint run.ckpt --html report.html
+
+    \b
+    Exit codes:
+      0    the result has been printed, and written
+      1    the evaluation failed; with --checkpoint, what was done is kept
+      2    bad arguments, files or scheduler; nothing was computed
+      130  stopped by Ctrl-C (143: by SIGTERM); with --checkpoint, the same command goes on
+    """  # noqa: D301 - click wants a real backspace there
+    check_cluster(scheduler, workers, threads)
+    options |= {"chunks": parse_chunks(options["chunks"]), "resume": not no_resume}
+    with in_one_line(_hint(options["checkpoint"], no_resume)):
+        with failing(BAD_INPUT):
+            read = {"INPUT": input, "TARGET": target}
+            read |= {f"--{name}": options[name] for name in SMALL if options[name] is not None}
+            written = {"--html": html, "--json": json, "--save": save}
+            _check_paths(read, written | {"--checkpoint": options["checkpoint"]})
+            if html is not None:
+                from kldiv_dask.evaluation import figures
+
+                figures.require_matplotlib()
+            sample = _sample(input, target, **options)
+        with cluster(scheduler, workers, threads) as client:
+            result = _run(client, sample, input, target, **options)
+        if save is not None:
+            result.save(save)
+        if json is not None:
+            result.to_json(json)
+        # What a terminal can't show must not cost the result.
+        encoding = sys.stdout.encoding or "utf-8"
+        click.echo(str(result).encode(encoding, "replace").decode(encoding))
+        if html is not None:
+            result.save_html(html)
+
+
+def _check_paths(read: Mapping[str, str], written: Mapping[str, str | None]) -> None:
+    """Refuse files that can't be written, or that are another file of the command too."""
+    known = {os.path.realpath(path): name for name, path in read.items()}
+    for name, path in written.items():
+        if path is None:
+            continue
+        parent = Path(path).absolute().parent
+        if "://" in path or not parent.is_dir() or os.path.isdir(path):
+            raise ValueError(
+                f"{name} is {path}; accepted is a file in a local directory that exists"
+            )
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(f"{name} is {path}; the directory {parent} is not writable")
+        other = known.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise ValueError(f"{name} is {path}, which is {other} too")
+
+
+def _sample(
+    input: str,
+    target: str,
+    chunks: Any,
+    input_key: str | None,
+    target_key: str | None,
+    **options: Any,
+) -> Any:
+    """Open all arrays, and return the evaluation of arrays like them with a single element."""
+    import numpy as np
+
+    from kldiv_dask.evaluation import evaluate
+    from kldiv_dask.storage import open_array, open_pair
+
+    arrays = open_pair(input, target, chunks=chunks, input_key=input_key, target_key=target_key)
+    pair = [np.zeros((1,) * array.ndim, array.dtype) for array in arrays]
+    for name in SMALL:
+        if options[name] is not None:
+            array = open_array(options[name])
+            one = np.ones if name == "where" else np.zeros
+            options[name] = one((1,) * array.ndim, array.dtype)
+    known = ("kind", "axis", "temperature", *SMALL, "cluster_axis", "dtype")
+    chosen = {name: options[name] for name in known}
+    work = functools.partial(evaluate, *pair, **chosen, progress=False)
+    return SimpleNamespace(compute=work)
+
+
+def _run(client: "Client", sample: Any, input: str, target: str, **options: Any) -> "Evaluation":
+    """Evaluate, with a line of progress if somebody can see it."""
+    from kldiv_dask.evaluation import evaluate
+    from kldiv_dask.workers import warm
+
+    seen = sys.stderr.isatty()
+    with contextlib.ExitStack() as stack:
+        # What a slab raises is no ValueError, so these are about the arguments.
+        stack.enter_context(failing(BAD_INPUT, errors=(ValueError, TypeError, ImportError)))
+        if seen:
+            stack.callback(click.echo, CLEAR, nl=False, err=True)
+        stack.enter_context(warm(client, sample))
+        return evaluate(input, target, **options, progress=seen, scheduler=client)
+
+
+def _hint(checkpoint: str | None, no_resume: bool) -> Callable[[], str]:
+    """Return what says how to go on, if by then there is a checkpoint of this run."""
+
+    def written() -> int | None:
+        with contextlib.suppress(OSError):
+            return os.stat(checkpoint).st_mtime_ns if checkpoint else None
+        return None
+
+    before = written()
+
+    def hint() -> str:
+        if written() == before:
+            return ""
+        again = " without --no-resume" if no_resume else ""
+        return f"; run the same command again{again} to go on from {checkpoint}"
+
+    return hint

@@ -1,0 +1,245 @@
+"""The command that evaluates: what it prints and writes, and how it goes on after Ctrl-C."""
+
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from kldiv_dask import Evaluation, evaluate
+from tests import commands
+from tests.commands import at_terminal
+
+call = functools.partial(commands.call, command="evaluate")
+
+ROWS = 900
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A current directory with a pair of arrays, as files and in a group, and what goes along."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(2, 12, 5, 7)).astype("f4")
+    small = {"labels": rng.integers(7, size=(12, 5)), "where": rng.random((12, 5)) < 0.8}
+    for name, array in {"x": x, "t": t, "groups": np.arange(12)[:, None] % 3, **small}.items():
+        np.save(f"{name}.npy", array)
+    group = zarr.create_group("both.zarr")
+    for name, array in (("deep/x", x), ("t", t)):
+        group.create_array(name, data=array, chunks=(2, 5, 7))
+    Path("out").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def on(client):
+    return "--scheduler", client.scheduler.address
+
+
+@pytest.fixture
+def long():
+    """A pair of arrays of a few hundred chunks."""
+    rng = np.random.default_rng(0)
+    array = zarr.create_array("long.zarr", shape=(ROWS, 4), chunks=(1, 4), dtype="f4")
+    array[:8] = rng.normal(size=(8, 4))
+    np.save("long.npy", rng.normal(size=(ROWS, 4)).astype("f4"))
+    return "long.npy", "long.zarr", "--chunks", "3,4"
+
+
+def strict(path):
+    """Parse JSON, and nothing that only Python takes for JSON."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(Path(path).read_text(), parse_constant=refuse)
+
+
+def numbers(result):
+    """All but where they come from."""
+    report = json.loads(result.to_json()) if isinstance(result, Evaluation) else result
+    assert report["overall"]["count"] > 0
+    return {name: value for name, value in report.items() if name != "provenance"}
+
+
+def test_what_is_printed_and_written(client, on, capsys):
+    outputs = "--html", "out/a.html", "--json", "out/a.json", "--save", "out/a.kl"
+    small = "--where", "where.npy", "--groups", "groups.npy", "--labels", "labels.npy"
+    code, out, err = call(capsys, "x.npy", "t.npy", *small, *outputs, *on)
+    assert (code, err) == (0, [])
+    arrays = {name: np.load(f"{name}.npy") for name in ("where", "groups", "labels")}
+    expected = evaluate("x.npy", "t.npy", **arrays, progress=False, scheduler=client)
+    assert expected.count == arrays["where"].sum()
+    assert len(expected.groups) == 3
+    assert numbers(strict("out/a.json")) == numbers(expected)
+    loaded = Evaluation.load("out/a.kl")
+    assert numbers(loaded) == numbers(expected)
+    assert out == f"{loaded}\n"
+    assert f"{expected.mean:.4f}" in out
+    page = Path("out/a.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "<svg" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        (["--temperature", "2", "--cluster-axis", "1"], {"temperature": 2.0, "cluster_axis": 1}),
+        (["--axis", "0", "--chunks", "-1,1,-1"], {"axis": 0}),
+        (["--kind", "log_probs"], {"kind": "log_probs"}),
+    ],
+)
+def test_options(client, on, capsys, flags, options):
+    code, _, err = call(capsys, "x.npy", "t.npy", *flags, "--json", "out/a.json", *on)
+    assert (code, err) == (0, [])
+    expected = evaluate("x.npy", "t.npy", **options, progress=False, scheduler=client)
+    assert numbers(strict("out/a.json")) == numbers(expected)
+    plain = evaluate("x.npy", "t.npy", progress=False, scheduler=client)
+    assert numbers(plain) != numbers(expected)
+
+
+def test_float64(client, on, capsys):
+    code, _, err = call(capsys, "x.npy", "t.npy", "--dtype", "float64", "--json", "out/a.json", *on)
+    assert (code, err) == (0, [])
+    assert strict("out/a.json")["provenance"]["computed_in"] == "float64"
+
+
+def test_arrays_in_one_group_and_a_checkpoint_of_them(client, on, capsys):
+    arguments = ["both.zarr", "both.zarr", "--input-key", "deep/x", "--target-key", "t"]
+    arguments += ["--chunks", "2,-1,-1", "--checkpoint", "out/run.ckpt", "--json", "out/a.json"]
+    code, _, err = call(capsys, *arguments, *on)
+    assert (code, err) == (0, [])
+    expected = evaluate("x.npy", "t.npy", progress=False, scheduler=client)
+    assert numbers(strict("out/a.json")) == numbers(expected)
+    provenance = strict("out/a.json")["provenance"]
+    assert (provenance["input"], provenance["target"]) == ("both.zarr:deep/x", "both.zarr:t")
+    arguments[arguments.index("deep/x")] = "t"
+    code, out, (line,) = call(capsys, *arguments, *on)
+    assert (code, out) == (2, "")
+    assert line.startswith("Error: checkpoint ")
+    assert "is of another run: input was" in line
+
+
+def test_ctrl_c_and_on_from_there(client, on, long, capsys):
+    """What was done is not done again: by then, a chunk of it can't be read any more."""
+    arguments = *long, "--checkpoint", "out/run.ckpt", "--json", "out/a.json"
+    expected = evaluate(*long[:2], chunks=(3, 4), progress=False, scheduler=client)
+    command = "kldiv-dask", "evaluate", *arguments, "--checkpoint-interval", "0", *on
+    with at_terminal(*command) as (process, terminal):
+        terminal.read(until="positions/s")
+        process.send_signal(signal.SIGINT)
+        text = terminal.read()
+        assert process.stdout.read() == b""
+    assert process.returncode == 130
+    assert text.endswith(
+        "\r\x1b[2KError: stopped by SIGINT; run the same command again to go on from"
+        " out/run.ckpt\r\n"
+    )
+    assert re.search(r"\d%, [\d,]+ positions/s, .* left, mean .* nats", text)
+    assert os.listdir("out") == ["run.ckpt"]
+    Path("long.zarr/c/0/0").write_bytes(b"damaged")
+    code, out, err = call(capsys, *arguments, *on)
+    assert (code, err) == (0, [])
+    assert out
+    assert numbers(strict("out/a.json")) == numbers(expected)
+
+
+def test_a_failure_names_the_positions_and_how_to_go_on(on, long, capsys):
+    Path("long.zarr/c/7/0").write_bytes(b"damaged")
+    arguments = "--checkpoint", "out/run.ckpt", "--no-resume"
+    code, out, (line,) = call(capsys, *long, *arguments, *on)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        r"Error: positions \[0:\d+\] failed: .*long.zarr \[6:9, 0:4\] could not be read: .*;"
+        r" run the same command again without --no-resume to go on from out/run.ckpt",
+        line,
+    )
+
+
+def test_what_cannot_be_read_is_skipped(on, capsys):
+    array = zarr.create_array("x.zarr", data=np.load("x.npy"), chunks=(3, 5, 7))
+    assert array.nchunks == 4
+    Path("x.zarr/c/1/0/0").write_bytes(b"damaged")
+    arguments = "x.zarr", "t.npy", "--chunks", "3,-1,-1", "--on-error", "skip"
+    code, out, (line,) = call(capsys, *arguments, "--json", "out/a.json", *on)
+    assert code == 0
+    assert out
+    assert line.startswith("warning: positions [3:6, 0:5] are left out: ")
+    report = strict("out/a.json")
+    assert [one["region"] for one in report["skipped"]] == [[[3, 6], [0, 5]]]
+    assert report["overall"]["count"] == 45
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.npy", "t.npy"], "no.npy does not exist"),
+        (["x.npy", "labels.npy"], "labels.npy has dtype int64"),
+        (["x.npy", "t.npy", "--labels", "no.npy"], "no.npy does not exist"),
+        (["x.npy", "t.npy", "--input-key", "k"], "key='k' was given for .*x.npy"),
+        (["x.npy", "t.npy", "--chunks", "big"], "chunks='big' does not suit the shape"),
+        (["x.npy", "t.npy", "--html", "no/a.html"], "--html is no/a.html; accepted is a file in"),
+        (["x.npy", "t.npy", "--json", "out"], "--json is out; accepted is a file in"),
+        (["x.npy", "t.npy", "--save", "s3://a/b"], "--save is s3://a/b; accepted is a file in"),
+        (["x.npy", "t.npy", "--checkpoint", "no/c"], "--checkpoint is no/c; accepted is a file"),
+        (["x.npy", "t.npy", "--save", "/proc/self/a"], "--save is /proc/self/a; .* not writable"),
+        (["x.npy", "t.npy", "--json", "./t.npy"], "--json is ./t.npy, which is TARGET too"),
+        (["x.npy", "t.npy", "--json", "a", "--html", "a"], "--json is a, which is --html too"),
+        (["x.npy", "t.npy", "--scheduler", "nowhere"], "--scheduler nowhere: missing port"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_before_any_cluster(capsys, arguments, message):
+    start = time.monotonic()
+    code, out, (line,) = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert line.startswith("Error: ")
+    assert re.search(message, line)
+    assert time.monotonic() - start < 5
+    assert os.listdir("out") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "0"], "temperature is 0.0; accepted is a positive finite"),
+        (["--kind", "probs", "--temperature", "2"], "it is for logits"),
+        (["--cluster-axis", "2"], "cluster_axis is 2; the positions have 2 axes"),
+        (["--where", "labels.npy"], "where is of dtype int64; accepted is bool"),
+        (["--checkpoint", "x.txt"], "x.txt is no checkpoint of kldiv-dask"),
+    ],
+)
+def test_bad_options_are_one_line_too(on, capsys, arguments, message):
+    Path("x.txt").write_text("0.5\n")
+    code, out, (line,) = call(capsys, "x.npy", "t.npy", *arguments, *on)
+    assert (code, out) == (2, "")
+    assert line.startswith("Error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind", "odds"], "'odds' is not one of"),
+        (["--checkpoint-interval", "-1"], "-1.0 is not in the range"),
+        (["--scheduler", "tcp://h:1", "--threads", "2"], "one started here"),
+    ],
+)
+def test_bad_usage(capsys, arguments, message):
+    code, out, err = call(capsys, "x.npy", "t.npy", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err[-1]
+
+
+def test_a_page_without_matplotlib_is_refused_at_once(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, (line,) = call(capsys, "x.npy", "t.npy", "--html", "out/a.html")
+    assert (code, out) == (2, "")
+    assert 'pip install "kldiv-dask[plot]"' in line

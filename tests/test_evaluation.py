@@ -1,0 +1,276 @@
+"""Evaluations against their slow twin, and that their bits depend on the data alone."""
+
+import json
+import math
+from pathlib import Path
+
+import dask.array as da
+import ml_dtypes
+import numpy as np
+import pytest
+
+from kldiv_dask import EvaluationError, evaluate, kl_div_with_logits
+from kldiv_dask.evaluation.checkpoint import packed
+from kldiv_dask.evaluation.statistics import PROBABILITIES
+from tests import reference_evaluation as twin
+
+OCR = Path(__file__).parent / "data" / "ocr"
+
+DTYPES = {"float16": "f2", "bfloat16": ml_dtypes.bfloat16, "float32": "f4", "float64": "f8"}
+
+SHAPES = [(60,), (12, 7), (3, 6, 5)]
+
+
+def rng(*seed):
+    return np.random.default_rng(seed)
+
+
+def run(*args, **options):
+    return evaluate(*args, progress=False, **{"scheduler": "sync"} | options)
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def pair(kind, dtype, shape, classes=9, seed=0):
+    """Draw what two models might give at some positions."""
+    r = rng(seed, len(shape))
+    target = 3 * r.normal(size=(*shape, classes))
+    input = target + r.normal(size=target.shape)
+    if kind != "logits":
+        input = np.log(softmax(input))
+        target = softmax(target) if kind == "probs" else np.log(softmax(target))
+    return input.astype(DTYPES[dtype]), target.astype(DTYPES[dtype])
+
+
+def extras(shape, classes=9, seed=1):
+    """Draw a mask, two kinds of groups, and labels of which some are missing."""
+    r = rng(seed, len(shape))
+    labels = r.integers(0, classes, shape)
+    labels[r.random(shape) < 0.3] = -100
+    names = r.integers(0, 3, shape)
+    return {
+        "where": r.random(shape) < 0.8,
+        "labels": labels,
+        "groups": names - 1,
+        "strings": np.array(["code", "law", "prose"])[names],
+    }
+
+
+def same_bits(left, right):
+    """Assert that two states are equal in every field and every bit."""
+    first, second = packed(left), packed(right)
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        other = second[name]
+        assert (array.dtype, array.shape) == (other.dtype, other.shape), name
+        assert array.tobytes() == other.tobytes(), name
+
+
+def near(found, expected, relative=1e-6, absolute=0.0):
+    assert found == pytest.approx(expected, rel=relative, abs=absolute, nan_ok=True)
+
+
+def check(found, expected, relative=1e-6):
+    """Compare statistics with those of the twin, field by field."""
+    labels = expected.pop("labels", None)
+    exact = {"count", "clusters", "worst", "quantiles", "labels", "histogram"}
+    assert (found.count, found.clusters) == (expected["count"], expected["clusters"])
+    assert [one["index"] for one in found.worst] == expected["worst"]
+    near(list(found.quantiles.values()), expected["quantiles"], 2**-8 + relative)
+    for name in found.__dataclass_fields__.keys() - exact:
+        near(getattr(found, name), expected[name], relative)
+    assert (found.labels is None) == (labels is None)
+    if labels is not None:
+        changes = list(found.labels.p_change_quantiles.values())
+        near(changes, labels.pop("p_change_quantiles"), 2**-7, 1e-3)
+        for name, value in labels.items():
+            near(getattr(found.labels, name), value, relative, 1e-7)
+
+
+def sequences_of(shape, axis):
+    return np.broadcast_to(np.indices(shape)[axis], shape)
+
+
+def expected_of(input, target, shape, *, where=None, labels=None, cluster_axis=0, **options):
+    measured = twin.measure(input, target, labels=labels, **options)
+    taken = np.ones(shape, bool) if where is None else where
+    labelled = None if labels is None else labels != -100
+    sequences = sequences_of(shape, cluster_axis)
+
+    def of(chosen):
+        return twin.statistics(measured, chosen, sequences, labelled, PROBABILITIES)
+
+    return of, taken, measured
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+def test_twin(kind, dtype, shape):
+    input, target = pair(kind, dtype, shape)
+    more = extras(shape)
+    where, labels, groups = more["where"], more["labels"], more["groups"]
+    found = run(input, target, kind=kind, where=where, labels=labels, groups=groups)
+    of, taken, measured = expected_of(
+        input, target, shape, kind=kind, where=where, labels=labels
+    )
+    relative = 1e-6 if kind == "logits" and dtype != "float64" else 1e-11
+    check(found.overall, of(taken), relative)
+    assert list(found.groups) == [-1, 0, 1]
+    for name, one in found.groups.items():
+        check(one, of(taken & (groups == name)), relative)
+    if len(shape) == 1:
+        assert found.by_position == []
+        return
+    assert [row["start"] for row in found.by_position] == list(range(shape[-1]))
+    for place, row in enumerate(found.by_position):
+        chosen = measured.kl[..., place][where[..., place]]
+        assert (row["count"], row["stop"]) == (chosen.size, place + 1)
+        near(row["mean"], float(chosen.mean()), relative)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("cluster_axis", [0, 1, -1])
+def test_axes(axis, cluster_axis):
+    input, target = pair("logits", "float64", (12, 7))
+    more = extras((12, 7))
+    moved = [np.moveaxis(a, -1, axis) for a in (input, target)]
+    options = {"cluster_axis": cluster_axis, "temperature": 2.5}
+    found = run(*moved, axis=axis, groups=more["strings"], **options)
+    of, taken, _ = expected_of(input, target, (12, 7), **options)
+    check(found.overall, of(taken), 1e-11)
+    assert list(found.groups) == ["code", "law", "prose"]
+    for name, one in found.groups.items():
+        check(one, of(more["strings"] == name), 1e-11)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_broadcasting(dtype):
+    input, target = pair("logits", dtype, (12, 7))
+    where, labels = np.arange(7) != 2, np.arange(12)[:, None] % 9
+    found = run(input, target[:1], where=where, labels=labels, groups=np.arange(12)[:, None] // 6)
+    whole = np.broadcast_to(target[:1], target.shape)
+    full = np.broadcast_to(where, (12, 7)), np.broadcast_to(labels, (12, 7))
+    of, taken, _ = expected_of(input, whole, (12, 7), where=full[0], labels=full[1])
+    check(found.overall, of(taken))
+    check(found.groups[1], of(taken & (np.arange(12)[:, None] >= 6)))
+
+
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+def test_excluded_classes(kind):
+    """The target alone, then both, then the input exclude classes; and a row is NaN."""
+    input, target = pair(kind, "float64", (8,))
+    none = 0.0 if kind == "probs" else -np.inf
+    target[1, 3:5] = none
+    input[2, 4], target[2, 4] = -np.inf, none
+    found = run(input, target, kind=kind)
+    of, taken, measured = expected_of(input, target, (8,), kind=kind)
+    assert found.overall.reverse_kl == np.inf == measured.reverse_kl[1]
+    check(found.overall, of(taken), 1e-11)
+    input[3, 0] = -np.inf
+    found = run(input, target, kind=kind)
+    of, taken, measured = expected_of(input, target, (8,), kind=kind)
+    assert found.mean == found.overall.max == np.inf == measured.kl[3]
+    near(found.overall.mean_of_finite, of(taken)["mean_of_finite"], 1e-11)
+    near(found.overall.jensen_shannon, of(taken)["jensen_shannon"], 1e-11)
+    assert math.isnan(found.overall.standard_error)
+    assert [one["index"] for one in found.worst] == of(taken)["worst"]
+    input[6] = np.nan
+    found = run(input, target, kind=kind)
+    of, taken, _ = expected_of(input, target, (8,), kind=kind)
+    assert found.count == 8
+    assert math.isnan(found.mean)
+    near(found.overall.mean_of_finite, of(taken)["mean_of_finite"], 1e-11)
+    assert [one["index"] for one in found.worst] == of(taken)["worst"]
+    assert found.overall.top1_agreement == of(taken)["top1_agreement"]
+    near(found.quantiles[0.25], of(taken)["quantiles"][4], 2**-8)
+    places = {name: one["first"] for name, one in found.checks.items()}
+    assert places["nan"] == [[6]]
+    assert places["infinite"] == [[3]]
+    assert places["input_excludes_classes"] == [[2], [3]]
+    assert places["target_excludes_classes"] == [[1], [2]]
+
+
+def test_masses_are_checked():
+    input, target = pair("probs", "float64", (30,))
+    target[[4, 11]] *= 1.01
+    input[7] += 0.25
+    found = run(input, target, kind="probs")
+    of, taken, _ = expected_of(input, target, (30,), kind="probs")
+    check(found.overall, of(taken), 1e-11)
+    ours, theirs = (found.checks[f"{name}_not_normalised"] for name in ("input", "target"))
+    assert (ours["count"], ours["first"]) == (1, [[7]])
+    assert (theirs["count"], theirs["first"]) == (2, [[4], [11]])
+    near(ours["largest_deviation"], math.expm1(0.25), 1e-9)
+    near(theirs["largest_deviation"], 0.01, 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(12, 7), (60,)])
+def test_no_position(shape):
+    input, target = pair("logits", "float32", shape)
+    found = run(input, target, where=np.zeros(shape, bool), labels=np.zeros(shape, int))
+    assert (found.count, found.overall.sum, found.worst) == (0, 0.0, [])
+    assert (found.overall.clusters, found.labels.count, found.by_position) == (0, 0, [])
+    numbers = [found.mean, found.overall.standard_error, found.overall.max, found.labels.nll_input]
+    assert all(map(math.isnan, [*numbers, *found.quantiles.values()]))
+
+
+@pytest.mark.parametrize("cut", ["none", "some"])
+def test_one_position(cut):
+    input, target = (a[0] for a in pair("logits", "float64", (1,)))
+    chunks = -1 if cut == "none" else 4
+    found = run(*(da.from_array(a, chunks=chunks) for a in (input, target)), labels=2)
+    measured = twin.measure(input, target, labels=np.array(2))
+    assert (found.count, found.overall.clusters, found.worst[0]["index"]) == (1, 1, [])
+    near(found.mean, float(measured.kl), 1e-11)
+    near(found.labels.nll_input, float(measured.nll_input), 1e-11)
+    assert math.isnan(found.overall.standard_error)
+
+
+# Real data: what a text recogniser and its quantised twin say
+
+
+def test_real_logits():
+    expected = json.loads((OCR / "expected.json").read_text())["logits"]
+    found = run(OCR / "student_logits.npy", OCR / "teacher_logits.npy")
+    divergences = np.array(expected["per_position"])
+    near(found.mean, divergences.mean())
+    assert found.worst[0]["index"] == expected["worst_position"]
+    near(found.worst[0]["kl"], divergences.max())
+    quantiles = np.quantile(divergences, PROBABILITIES)
+    near(list(found.quantiles.values()), quantiles.tolist(), 2**-8 + 1e-6)
+    tops = [np.load(OCR / f"{who}_logits.npy").argmax(axis=-1) for who in ("student", "teacher")]
+    assert found.overall.top1_agreement == (tops[0] == tops[1]).mean()
+
+
+def test_real_log_probs():
+    expected = json.loads((OCR / "expected.json").read_text())["log_probs"]
+    paths = [OCR / f"{who}_log_probs.npy" for who in ("student", "teacher")]
+    found = run(*paths, kind="log_probs")
+    near(found.overall.sum, expected["sum"], 1e-9)
+    near(found.mean, expected["sum"] / 40, 1e-9)
+    measured = twin.measure(*map(np.load, paths), kind="log_probs")
+    near(found.overall.jensen_shannon, float(measured.jensen_shannon.mean()), 1e-7)
+    near(found.overall.reverse_kl, float(measured.reverse_kl.mean()), 1e-9)
+    assert found.checks["target_not_normalised"]["count"] == 0
+
+
+# Bits
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_of_the_divergence(dtype, temperature):
+    """Of what `kl_div_with_logits` says, position by position."""
+    shape = (12, 7)
+    input, target = pair("logits", dtype, shape, classes=300)
+    options = {"temperature": temperature, "dtype": "float64"}
+    found = run(input, target, groups=np.arange(84).reshape(shape), **options)
+    lazy = [da.from_array(a, chunks=(5, 7, 300)) for a in (input, target)]
+    alone = kl_div_with_logits(*lazy, reduction="none", **options).compute().ravel()
+    # Undo what distillation multiplies by.
+    alone = [run(a, b, **options).overall.sum for a, b in flat_rows(input, target)]
+    assert [one.sum for one in found.groups.values()] == alone
