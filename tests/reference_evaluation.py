@@ -44,9 +44,7 @@ def measure(
     nll_input = nll_target = change = None
     if labels is not None:
         chosen = np.broadcast_to(np.where(labels == NO_LABEL, 0, labels), kl.shape)[..., None]
-        nll_input, nll_target = (
-            -np.take_along_axis(a, chosen, -1)[..., 0] for a in (log_q, log_p)
-        )
+        nll_input, nll_target = (-np.take_along_axis(a, chosen, -1)[..., 0] for a in (log_q, log_p))
         change = np.exp(-nll_input) - np.exp(-nll_target)
     return Measured(kl, reverse, jensen, agrees, nll_input, nll_target, change)
 

@@ -11,7 +11,10 @@ import pytest
 
 from kldiv_dask import EvaluationError, evaluate, kl_div_with_logits
 from kldiv_dask.evaluation.checkpoint import packed
+from kldiv_dask.evaluation.job import _tolerance
 from kldiv_dask.evaluation.statistics import PROBABILITIES
+from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
+from kldiv_dask.statistics.state import merge
 from tests import reference_evaluation as twin
 
 OCR = Path(__file__).parent / "data" / "ocr"
@@ -114,9 +117,7 @@ def test_twin(kind, dtype, shape):
     more = extras(shape)
     where, labels, groups = more["where"], more["labels"], more["groups"]
     found = run(input, target, kind=kind, where=where, labels=labels, groups=groups)
-    of, taken, measured = expected_of(
-        input, target, shape, kind=kind, where=where, labels=labels
-    )
+    of, taken, measured = expected_of(input, target, shape, kind=kind, where=where, labels=labels)
     relative = 1e-6 if kind == "logits" and dtype != "float64" else 1e-11
     check(found.overall, of(taken), relative)
     assert list(found.groups) == [-1, 0, 1]
@@ -261,16 +262,136 @@ def test_real_log_probs():
 # Bits
 
 
+@pytest.mark.parametrize("computed", [None, "float64"])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_of_the_divergence(dtype, temperature):
-    """Of what `kl_div_with_logits` says, position by position."""
+def test_bits_of_the_divergence(dtype, temperature, computed):
+    """They are those of `kl_div_with_logits`, whose float32 results are rounded once more."""
     shape = (12, 7)
     input, target = pair("logits", dtype, shape, classes=300)
-    options = {"temperature": temperature, "dtype": "float64"}
+    options = {"temperature": temperature, "dtype": computed}
     found = run(input, target, groups=np.arange(84).reshape(shape), **options)
-    lazy = [da.from_array(a, chunks=(5, 7, 300)) for a in (input, target)]
-    alone = kl_div_with_logits(*lazy, reduction="none", **options).compute().ravel()
-    # Undo what distillation multiplies by.
-    alone = [run(a, b, **options).overall.sum for a, b in flat_rows(input, target)]
-    assert [one.sum for one in found.groups.values()] == alone
+    alone = kl_div_with_logits(input, target, reduction="none", **options).compute()
+    ours = np.array([one.sum for one in found.groups.values()]).reshape(shape)
+    assert (ours.astype(alone.dtype) == alone).all()
+    for reduction, number in {"sum": found.overall.sum, "mean": found.mean}.items():
+        other = kl_div_with_logits(input, target, reduction=reduction, **options).compute()
+        assert other.dtype.type(number) == other
+
+
+def chunkings(shape):
+    """Cut positions at random, three times; the classes too, which are joined again."""
+    r = rng(7)
+    for number in range(3):
+        cuts = [
+            np.sort(r.choice(np.arange(1, length), r.integers(1, min(length, 6)), replace=False))
+            for length in shape
+        ]
+        pieces = [
+            np.diff([0, *cut, length]).tolist() for cut, length in zip(cuts, shape, strict=True)
+        ]
+        yield tuple(map(tuple, pieces)), (9,) if number else (4, 5)
+
+
+@pytest.fixture(scope="module", params=[("logits", "float32"), ("probs", "float64")], ids=str)
+def whole(request):
+    """A pair with all that is odd, its options, and the state of it in one chunk."""
+    kind, dtype = request.param
+    shape = (30, 11)
+    input, target = pair(kind, dtype, shape)
+    target[3, 4, 2:5] = 0.0 if kind == "probs" else -np.inf
+    input[9, 1, 6] = -np.inf
+    input[20, 10] = np.nan
+    input[21:24], target[21:24] = input[:3], target[:3]  # ties
+    more = extras(shape)
+    options = {name: more[name] for name in ("where", "labels")}
+    options |= {"groups": more["strings"], "kind": kind}
+    return input, target, options, run(input, target, **options).state
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("scheduler", ["sync", "threads", "cluster"])
+def test_bits_of_chunkings(whole, scheduler, number, request):
+    input, target, options, state = whole
+    positions, classes = list(chunkings((30, 11)))[number]
+    pair = [da.from_array(a, chunks=(*positions, classes)) for a in (input, target)]
+    if scheduler == "cluster":
+        scheduler = request.getfixturevalue("client")
+    same_bits(run(*pair, **options, scheduler=scheduler).state, state)
+
+
+@pytest.mark.parametrize("layout", ["F", "strided", "swapped"])
+def test_bits_of_layouts(whole, layout):
+    input, target, options, state = whole
+    if layout == "F":
+        pair = [np.asfortranarray(a) for a in (input, target)]
+    elif layout == "strided":
+        pair = [np.repeat(a, 2, axis=1)[:, ::2] for a in (input, target)]
+    else:
+        pair = [a.astype(a.dtype.newbyteorder()) for a in (input, target)]
+    same_bits(run(*pair, **options).state, state)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bits_of_merges(whole, seed):
+    """States of pieces, merged in a random order in random numbers."""
+    input, target, options, state = whole
+    kind = options["kind"]
+    dtype = np.dtype(np.float32 if kind == "logits" else np.float64)
+    plan = Plan((30, 11), 0, kind, 1.0, dtype, _tolerance([input, target]))
+    small = [options[name] for name in ("where", "groups", "labels")]
+    r = rng(seed)
+    states = []
+    for rows in np.split(np.arange(30), np.unique(r.integers(1, 30, 8))):
+        for columns in np.split(np.arange(11), np.unique(r.integers(1, 11, 2))):
+            part = np.ix_(rows, columns)
+            start = int(rows[0]), int(columns[0])
+            arrays = [a[part] for a in (input, target)]
+            states.append(evaluate_chunks(*arrays, start, *(a[part] for a in small), plan))
+    while len(states) > 1:
+        r.shuffle(order := list(range(len(states))))
+        size = int(r.integers(1, 5))
+        some, others = order[:size], order[size:]
+        states = [states[i] for i in others] + [merge([states[i] for i in some])]
+    same_bits(states[0], state)
+
+
+# What is refused
+
+REFUSED = {
+    "kind": ({"kind": "odds"}, ValueError, "kind is 'odds'; accepted are 'probs', 'log_probs'"),
+    "on_error": ({"on_error": "ignore"}, ValueError, "on_error is 'ignore'; accepted are 'raise'"),
+    "cluster_axis": ({"cluster_axis": 2}, ValueError, "cluster_axis is 2; the positions have 2"),
+    "cluster_axis-type": ({"cluster_axis": "a"}, TypeError, "cluster_axis is 'a'; accepted is an"),
+    "temperature": (
+        {"temperature": 2.0, "kind": "log_probs"},
+        ValueError,
+        "temperature is 2.0 with kind='log_probs'; it is for logits",
+    ),
+    "temperature-0": ({"temperature": 0}, ValueError, "temperature is 0; accepted is a positive"),
+    "axis": ({"axis": 3}, np.exceptions.AxisError, "axis 3 is out of bounds"),
+    "where-type": ({"where": np.ones((4, 3))}, TypeError, "where is of dtype float64; .* bool"),
+    "where": ({"where": np.ones((4, 2), bool)}, ValueError, r"where of shape \(4, 2\) .*\(4, 3\)"),
+    "groups-type": ({"groups": np.ones(3)}, TypeError, "groups is of dtype float64; .*strings"),
+    "labels-type": ({"labels": np.ones(3)}, TypeError, "labels is of dtype float64; .*integer"),
+    "labels": ({"labels": np.zeros(2, int)}, ValueError, r"labels of shape \(2,\) .*\(4, 3\)"),
+    "checkpoint": ({"checkpoint": "s3://bucket/x"}, ValueError, "checkpoint is 's3://bucket/x'"),
+    "folder": ({"checkpoint": "no/such/x"}, ValueError, "checkpoint is 'no/such/x'; .* exists"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    options, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        run(np.zeros((4, 3, 9)), np.zeros((4, 3, 9)), **options)
+
+
+@pytest.mark.parametrize("label", [9, -1, -101])
+def test_labels_that_are_no_class(label):
+    labels = np.zeros((40, 3), int)
+    labels[31, 2] = label
+    pair = [da.zeros((40, 3, 9), chunks=(10, 2, 9)) for _ in range(2)]
+    message = rf"labels has {label} at \(31, 2\); accepted are classes from 0 to 8, and -100"
+    with pytest.raises(EvaluationError, match=message):
+        run(*pair, labels=labels)

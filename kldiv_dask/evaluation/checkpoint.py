@@ -4,12 +4,10 @@ One line says what the file is and the SHA-256 of the rest, which is NumPy's ``.
 checkpoint is written under another name and moved to its own, so that there is always a whole one.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,16 +94,16 @@ def save(path: Path, fingerprint: dict[str, Any], progress: Progress) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that under its name there is always a whole one, or none."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # What a killed process has left behind is overwritten by the next.
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:

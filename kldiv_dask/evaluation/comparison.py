@@ -1,8 +1,7 @@
 """Two students over the same positions."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,12 +9,18 @@ from kldiv_dask.evaluation.intervals import t_probability
 from kldiv_dask.evaluation.result import Evaluation
 from kldiv_dask.evaluation.statistics import Interval, cell_sums, clustered, interval
 from kldiv_dask.statistics import tables
-from kldiv_dask.storage import OF_FILE
+from kldiv_dask.storage.opening import OF_FILE
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The difference of the mean divergences of two students, in nats."""
+class Comparison(NamedTuple):
+    """The difference of the mean divergences of two students, in nats.
+
+    Examples
+    --------
+    >>> from kldiv_dask import Comparison
+    >>> print(Comparison(0.25, 0.05, (0.15, 0.35), 4e-05, 40))
+    mean divergences differ by 0.25 nats (95 % confidence 0.15 to 0.35, p = 4e-05, 40 clusters)
+    """
 
     difference: float
     """The mean divergence of the first less that of the second."""
@@ -31,7 +36,7 @@ class Comparison:
     def __str__(self) -> str:
         low, high = self.confidence_interval
         return (
-            f"difference of the mean divergences {self.difference:.4g} nats (95 % confidence "
+            f"mean divergences differ by {self.difference:.4g} nats (95 % confidence "
             f"{low:.4g} to {high:.4g}, p = {self.p_value:.2g}, {self.clusters} clusters)"
         )
 
@@ -85,7 +90,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     for place, run in enumerate((a, b)):
         for _ in range(finest - run.state.halvings):
             cells[place] = tables.coarser(cells[place])
-    if not np.array_equal(cells[0].counts, cells[1].counts):
+    if not all(np.array_equal(*pair) for pair in zip(cells[0][:2], cells[1][:2], strict=True)):
         raise ValueError("a and b have different numbers of positions in their sequences")
     (counts, first), (_, second) = map(cell_sums, cells)
     differences = [left - right for left, right in zip(first, second, strict=True)]

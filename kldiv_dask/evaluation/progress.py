@@ -7,7 +7,7 @@ from typing import TextIO
 
 from kldiv_dask import partial
 from kldiv_dask.evaluation.checkpoint import Progress
-from kldiv_dask.evaluation.statistics import FLOAT64, cell_sums, clustered
+from kldiv_dask.evaluation.statistics import FLOAT64, cell_sums, clustered, interval
 from kldiv_dask.statistics import tables
 
 
@@ -43,11 +43,13 @@ class ProgressLine:
         if progress.state is not None:
             cells = tables.in_one_group(progress.state.cells)
             kl = tables.in_one_group(progress.state.totals)
-            count, sums = int(kl.counts[:, 0].sum()), kl.sums
+            count = int(kl.counts[:, 0].sum())
             if count:
-                mean = partial.quotient(partial.total(sums[0, 0]), count, FLOAT64)
-                _, error = clustered(*cell_sums(cells))
-                words.append(f"mean {mean:.5g} ± {1.96 * error:.2g} nats")
+                mean = partial.quotient(partial.total(kl.sums[0, 0]), count, FLOAT64)
+                counts, sums = cell_sums(cells)
+                _, error = clustered(counts, sums)
+                low, high = interval(mean, error, len(counts) - 1)
+                words.append(f"mean {mean:.5g} ± {(high - low) / 2:.2g} nats")
         line = ", ".join(words)
         self._width = max(self._width, len(line))
         end = "\n" if progress.done == total else ""

@@ -151,8 +151,8 @@ def text(report: Report) -> str:
     """
     lines = [headline(report)]
     for loud, remark in remarks(report):
-        pieces = textwrap.wrap(remark, WIDTH - 2)
-        lines += [("! " if loud else "  ") + clean(piece, WIDTH - 2) for piece in pieces]
+        first, *others = (clean(piece, WIDTH - 2) for piece in textwrap.wrap(remark, WIDTH - 2))
+        lines += [("! " if loud else "  ") + first, *("  " + other for other in others)]
     for table in tables(report, worst=5, groups=20):
         lines += ["", table.title, *_aligned(table)]
     return "\n".join(lines)
@@ -203,11 +203,12 @@ def page(report: Report) -> str:
     sections = []
     for table in tables(report, worst=20, groups=figures.MOST_GROUPS, everything=True):
         body = _table_html(table)
+        if table.chart:
+            shown = " open" if table.chart == "distribution" else ""
+            body = f"<details{shown}><summary>Table</summary>{body}</details>"
         if table.chart in charts:
             label = f"Chart of {table.title.lower()}: {headline(report)}"
             chart = figures.svg(report, table.chart, label)
-            shown = " open" if table.chart == "distribution" else ""
-            body = f"<details{shown}><summary>Table</summary>{body}</details>"
             body = f"<figure>{chart}</figure>\n{body}"
         sections.append(f"<section><h2>{escape(table.title)}</h2>\n{body}</section>")
     return _PAGE.substitute(

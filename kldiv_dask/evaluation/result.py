@@ -23,6 +23,11 @@ SCHEMA = 1
 class Evaluation:
     """Every statistic of the divergence of one model from another, from `evaluate`.
 
+    Parameters
+    ----------
+    state, fingerprint, provenance, skipped
+        What `evaluate` has found, and says of it.
+
     Attributes
     ----------
     shape : tuple of int
@@ -32,6 +37,13 @@ class Evaluation:
         the ``error``.
     provenance : dict
         Where all this comes from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kldiv_dask import evaluate
+    >>> evaluate(np.log([[0.25, 0.75]]), np.zeros((1, 2)), progress=False)
+    <Evaluation: mean 0.143841 nats over 1 positions>
     """
 
     def __init__(
@@ -157,7 +169,9 @@ class Evaluation:
             if (self.fingerprint[name] is None) != (other.fingerprint[name] is None):
                 raise ValueError(f"one of the evaluations has {name} and the other has none")
         rows = self.shape[0]
-        moved = _after(other.state, rows * math.prod(self.shape[1:]), self.state)
+        moved = _after(other.state, rows * math.prod(self.shape[1:]))
+        if self.fingerprint["cluster_axis"] == 0:
+            moved = _cells_after(moved, self.state)
         shape = (rows + other.shape[0], *self.shape[1:])
         skipped = [
             region
@@ -273,8 +287,16 @@ def _in_one_group(state: State) -> State:
     )
 
 
-def _after(state: State, positions: int, before: State) -> State:
-    """Renumber positions, and runs of sequences, to follow those of another state."""
+def _after(state: State, positions: int) -> State:
+    """Renumber positions to follow so many others."""
+    return state._replace(
+        worst=state.worst._replace(places=state.worst.places + positions),
+        first=state.first._replace(places=state.first.places + positions),
+    )
+
+
+def _cells_after(state: State, before: State) -> State:
+    """Renumber runs of sequences to follow those of another state."""
     cells = state.cells
     halvings = max(state.halvings, before.halvings)
     for _ in range(halvings - state.halvings):
@@ -282,9 +304,4 @@ def _after(state: State, positions: int, before: State) -> State:
     # A multiple of the length of any run of cells.
     last = int(before.cells.rest.max(initial=-1)) << before.halvings
     moved = (last // CELLS + 1) * CELLS >> halvings
-    return state._replace(
-        cells=cells._replace(keys=cells.keys + moved),
-        halvings=halvings,
-        worst=state.worst._replace(places=state.worst.places + positions),
-        first=state.first._replace(places=state.first.places + positions),
-    )
+    return state._replace(cells=cells._replace(keys=cells.keys + moved), halvings=halvings)

@@ -73,34 +73,35 @@ class Run:
             self.progress = checkpoint.load(path, fingerprint)
 
     def walk(self, notify: Notify) -> Progress:
-        """Do what is left, and return the end."""
+        """Do what is left, and return the end; save it, or what there is where it ends early."""
+        try:
+            self._walk(notify)
+        finally:
+            self._save()
+        return self.progress
+
+    def _walk(self, notify: Notify) -> None:
         start = saved = time.monotonic()
-        before = self.progress.seconds
-        done = 0
+        before, done = self.progress.seconds, 0
         for place in pieces(self.states.numblocks, self.progress.slab):
             part = self.states[place]
             done += math.prod(part.numblocks)
             if done <= self.progress.done:
                 continue
-            try:
-                state, skipped = self._computed(part, place)
-            except BaseException:
-                self._save()
-                raise
-            known = [self.progress.state, state]
+            state, skipped = self._computed(part, place)
+            known = [one for one in (self.progress.state, state) if one is not None]
             now = time.monotonic()
             self.progress = Progress(
                 done=done,
                 slab=self.progress.slab,
                 seconds=before + now - start,
                 skipped=self.progress.skipped + skipped,
-                state=merge([one for one in known if one is not None]) if any(known) else None,
+                state=merge(known) if known else None,
             )
-            if now - saved >= self._interval or done == self.states.size:
+            if now - saved >= self._interval:
                 self._save()
                 saved = now
             notify(self.progress, self.states.size)
-        return self.progress
 
     def _save(self) -> None:
         if self._path is not None:

@@ -224,12 +224,11 @@ def _measure(x, t, scale, given, labels, kept, work, pieces, extremes, measures)
         top = _top(x, first, classes, _MOST_INPUT, extremes, like)
         agrees = top == _top(t, first, classes, _MOST_TARGET, extremes, like)
         out[AGREES] = agrees and not np.isnan(mass_input + mass_target)
-        if labels is not None:
-            index = first + labels[row]
-            b, a = np.float64(widen(x[index], like[0])), np.float64(widen(t[index], like[0]))
-            out[LOG_INPUT] = b * scale - unit_input - log_input
-            out[LOG_TARGET] = a * scale - unit_target - log_target
-            out[CHANGE] = exp(out[LOG_INPUT]) - exp(out[LOG_TARGET])
+        index = first + labels[row]
+        b, a = np.float64(widen(x[index], like[0])), np.float64(widen(t[index], like[0]))
+        out[LOG_INPUT] = b * scale - unit_input - log_input
+        out[LOG_TARGET] = a * scale - unit_target - log_target
+        out[CHANGE] = exp(out[LOG_INPUT]) - exp(out[LOG_TARGET])
 
 
 def _fill_logarithms(probabilities, logarithms):
@@ -247,7 +246,7 @@ class Batch(NamedTuple):
 def measured(
     input: Chunk,
     target: Chunk,
-    labels: npt.NDArray[np.int64] | None,
+    labels: npt.NDArray[np.int64],
     dtype: np.dtype[Any],
     temperature: float,
     kind: str,
@@ -258,8 +257,8 @@ def measured(
     ----------
     input, target : arrays that broadcast together
         What `kind` says.
-    labels : int64 array of the shape of the positions, optional
-        Classes.
+    labels : int64 array, 1-d, contiguous
+        A class for each position.
     dtype : numpy.dtype
         What `softmax.computed_in` returns.
     temperature : float
@@ -284,7 +283,7 @@ def measured(
         logarithms = compiled(_fill_logarithms, (readonly[1], numba.float64[::1]))
         readonly[1] = numba.types.Array(numba.float64, 1, "C", readonly=True)
     space = numba.from_dtype(dtype)[:, ::1]
-    names = numba.none if labels is None else numba.types.Array(numba.int64, 1, "C", readonly=True)
+    names = numba.types.Array(numba.int64, 1, "C", readonly=True)
     matrix = numba.float64[:, ::1]
     signature = (
         *readonly,
@@ -301,7 +300,6 @@ def measured(
     count = -(-classes // PIECE)
     kept, work = np.empty((3, count * PIECE), dtype), np.empty((2, PIECE), dtype)
     pieces, extremes = np.empty((count, STATE)), np.empty((count, 4))
-    flat = None if labels is None else np.ascontiguousarray(labels).reshape(-1)
     done = 0
     for segments in row_segments(x, t):
         rows = segments[0].size // classes
@@ -313,7 +311,7 @@ def measured(
                 logarithms(stored, a)
             measures = np.full((MEASURES, size), np.nan)
             first = done + start
-            chosen = None if flat is None else flat[first : first + size]
+            chosen = labels[first : first + size]
             given = kind != "logits"
             kernel(b, a, 1 / temperature, given, chosen, kept, work, pieces, extremes, measures)
             yield Batch(first, measures)

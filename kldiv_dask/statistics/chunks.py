@@ -1,5 +1,6 @@
 """From a pair of chunks to the state of its positions."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ def evaluate_chunks(
         names, codes = np.unique(groups, return_inverse=True)
         codes = np.broadcast_to(codes.reshape(groups.shape), shape).reshape(-1)
     included = None if where is None else np.broadcast_to(where, shape).reshape(-1)
-    chosen = labelled = None
+    chosen, labelled = np.zeros(math.prod(shape), np.int64), None
     if labels is not None:
         labels = np.broadcast_to(labels, shape).reshape(-1).astype(np.int64)
         labelled = labels != NO_LABEL

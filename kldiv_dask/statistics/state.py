@@ -246,6 +246,8 @@ def _halved(state: State, halvings: int) -> Table:
 
 def _bounded(state: State) -> State:
     """Join cells until there are not too many; how often depends on all data alone."""
-    while state.cells.keys.size > max(MOST_CELLS, state.groups.size):
+    # Groups without positions have no cell, and which are known so far depends on the order.
+    least = np.unique(state.cells.groups).size
+    while state.cells.keys.size > max(MOST_CELLS, least):
         state = state._replace(cells=tables.coarser(state.cells), halvings=state.halvings + 1)
     return state

@@ -5,7 +5,7 @@ handle that knows where an array is and how to read a region of it. Everything e
 chunks, the Dask array and the errors, is shared.
 """
 
-from kldiv_dask.storage.opening import OF_FILE, open_array, open_pair, token
+from kldiv_dask.storage.opening import open_array, open_pair
 from kldiv_dask.storage.source import ChunkReadError
 
-__all__ = ["OF_FILE", "ChunkReadError", "open_array", "open_pair", "token"]
+__all__ = ["ChunkReadError", "open_array", "open_pair"]

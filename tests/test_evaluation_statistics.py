@@ -1,0 +1,329 @@
+"""From states to numbers: quantiles, Student's t, clustered errors, comparisons and merges."""
+
+import json
+import math
+
+import dask.array as da
+import numpy as np
+import pytest
+from scipy import stats
+
+from kldiv_dask import Evaluation, compare, evaluate
+from kldiv_dask.evaluation.checkpoint import packed
+from kldiv_dask.evaluation.intervals import t_probability, t_quantile
+from kldiv_dask.evaluation.statistics import PROBABILITIES, clustered, interval
+from kldiv_dask.statistics import sketch, state
+from tests import reference_evaluation as twin
+
+
+def rng(*seed):
+    return np.random.default_rng(seed)
+
+
+def run(*args, **options):
+    return evaluate(*args, progress=False, **{"scheduler": "sync"} | options)
+
+
+def logits(shape, seed=0, classes=6):
+    """Draw a student and its teacher; sequences differ in how hard they are."""
+    r = rng(seed, *shape)
+    teacher = r.normal(size=(*shape, classes))
+    hard = r.exponential(size=(shape[0], *(1,) * len(shape)))
+    return teacher + 0.3 * hard * r.normal(size=teacher.shape), teacher
+
+
+def near(found, expected, relative=1e-12):
+    assert found == pytest.approx(expected, rel=relative, abs=0)
+
+
+# Sketch
+
+
+def magnitudes():
+    """100,000 numbers of all normal magnitudes: any exponent and significand alike."""
+    patterns = rng(0).integers(1 << 52, 0x7FF << 52, 100_000)
+    return patterns.view(np.float64)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_middles(sign):
+    values = sign * magnitudes()
+    bins = sketch.bins_of(values)
+    assert (np.abs(sketch.middles(bins) / values - 1) <= sketch.RELATIVE_ERROR).all()
+    order = np.argsort(values)
+    assert (np.diff(bins[order]) >= 0).all()
+
+
+def test_middles_of_subnormals():
+    values = rng(1).integers(0, 1 << 52, 10_000).view(np.float64)
+    middles = sketch.middles(sketch.bins_of(values))
+    assert (np.abs(middles - values) <= 2.0**-1029).all()
+
+
+def test_middles_of_special_numbers():
+    values = np.array([-np.inf, -0.0, 0.0, 5e-324, np.inf])
+    assert sketch.middles(sketch.bins_of(values)).tolist() == [-np.inf, 0, 0, 0, np.inf]
+    most = np.array([np.finfo(float).max])
+    assert 1 - sketch.RELATIVE_ERROR <= (sketch.middles(sketch.bins_of(most)) / most)[0] <= 1
+
+
+SAMPLES = {
+    "lognormal": lambda r, n: np.exp(3 * r.normal(size=n)),
+    "ties": lambda r, n: r.choice([0.0, 1e-3, 2.0, 2.0, 1e5], n),
+    "one": lambda r, n: np.full(n, 0.7),
+    "negative": lambda r, n: -r.exponential(size=n),
+    "infinite": lambda r, n: np.where(r.random(n) < 0.5, np.inf, r.exponential(size=n)),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 1000, 100_000])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_quantiles(name, count):
+    values = SAMPLES[name](rng(count), count)
+    bins, counts = np.unique(sketch.bins_of(values), return_counts=True)
+    probabilities = np.array([0.0, *PROBABILITIES, 1.0])
+    found = sketch.quantiles(bins, counts, probabilities)
+    ranks = np.sort(values)
+    below = ranks[np.floor(probabilities * (count - 1)).astype(int)]
+    with np.errstate(invalid="ignore"):
+        expected = np.quantile(values, probabilities)
+    # Between a finite number and an infinite one, NumPy has NaN or inf.
+    expected = np.where(np.isnan(expected), np.inf, expected)
+    assert not np.isnan(below).any()
+    np.testing.assert_allclose(found, expected, rtol=sketch.RELATIVE_ERROR, atol=0)
+
+
+# Student's t distribution
+
+FREEDOMS = [1, 2, 3, 4, 5, 9, 10, 31, 100, 101, 999, 1023, 9999, 10_000]
+
+
+@pytest.mark.parametrize("freedom", FREEDOMS)
+def test_t_probability(freedom):
+    for t in [0.0, 1e-6, 0.1, 0.5, 1.0, 1.96, 3.0, 10.0, 100.0, 1e6, math.inf]:
+        expected = 1 - 2 * stats.t.sf(t, freedom)
+        assert t_probability(t, freedom) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("freedom", [*FREEDOMS, 10_001, 12_345, 10**6, 10**12])
+def test_t_quantile(freedom):
+    for probability in [0.01, 0.5, 0.9, 0.95, 0.99, 0.999]:
+        near(t_quantile(probability, freedom), stats.t.ppf((1 + probability) / 2, freedom), 1e-9)
+
+
+# Clustered errors
+
+
+def test_clustered_against_twin():
+    r = rng(3)
+    sequences = r.integers(0, 50, 700)
+    values = r.exponential(size=700) + 0.1 * sequences
+    counts = np.bincount(sequences)
+    sums = np.bincount(sequences, values)
+    mean, error = clustered(counts.tolist(), sums.tolist())
+    expected, clusters = twin.clustered(values, sequences)
+    assert clusters == 50
+    near(mean, values.mean())
+    near(error, expected)
+    near(interval(mean, error, 49), twin.interval(mean, error, 49))
+
+
+@pytest.mark.parametrize("sequences", [40, 200])
+def test_coverage(sequences):
+    """Of 95 % intervals, where positions of a sequence go together."""
+    r = rng(sequences)
+    replications, positions = 1500, 20
+    hits = {"clustered": 0, "independent": 0}
+    for _ in range(replications):
+        effects = r.exponential(size=(sequences, 1)) * 0.7
+        values = effects + r.exponential(size=(sequences, positions)) * 0.3
+        mean, error = clustered([positions] * sequences, values.sum(axis=1).tolist())
+        alone = values.std(ddof=1) / math.sqrt(values.size)
+        for name, one, freedom in (
+            ("clustered", error, sequences - 1),
+            ("independent", alone, values.size - 1),
+        ):
+            low, high = interval(mean, one, freedom)
+            hits[name] += low <= 1.0 <= high
+    assert 0.92 <= hits["clustered"] / replications <= 0.97
+    assert hits["independent"] / replications < 0.7
+
+
+@pytest.mark.parametrize("sequences", [1024, 1025, 2500])
+def test_many_sequences(sequences):
+    """Runs of neighbours, all of one length but the last."""
+    student, teacher = logits((sequences, 3))
+    found = run(student, teacher).overall
+    step = -(-sequences // 1024)
+    kl = twin.measure(student, teacher).kl
+    runs = np.broadcast_to(np.arange(sequences)[:, None] // step, kl.shape)
+    error, clusters = twin.clustered(kl, runs)
+    assert found.clusters == clusters <= 1024
+    near(found.standard_error_clustered, error, 1e-10)
+
+
+# Comparisons
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.305, 0.6])
+def test_compare(noise):
+    _, teacher = logits((60, 8))
+    students = [
+        teacher + size * rng(1, i).normal(size=teacher.shape) for i, size in enumerate((0.3, noise))
+    ]
+    found = compare(*(run(student, teacher) for student in students))
+    means = [twin.measure(s, teacher).kl.mean(axis=1).astype(float) for s in students]
+    expected = stats.ttest_rel(*means)
+    near(found.difference, means[0].mean() - means[1].mean(), 1e-9)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-8, abs=1e-13)
+    near(found.confidence_interval, tuple(expected.confidence_interval()), 1e-8)
+    assert found.clusters == 60
+
+
+def test_compare_with_itself():
+    found = run(*logits((20, 4)))
+    same = compare(found, found)
+    assert (same.difference, same.standard_error, same.p_value) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"where": np.arange(4) > 0}, "where"),
+        ({"cluster_axis": 1}, "cluster_axis"),
+        ({"temperature": 2.0}, "temperature"),
+    ],
+)
+def test_compare_refuses(options, name):
+    student, teacher = logits((20, 4))
+    first = run(student, teacher)
+    with pytest.raises(ValueError, match=f"a and b differ in {name}, which is"):
+        compare(first, run(student, teacher, **options))
+    with pytest.raises(ValueError, match="a and b differ in target, which is"):
+        compare(first, run(student, student))
+
+
+# Evaluations of parts, and files
+
+
+def labelled(shape):
+    r = rng(5, *shape)
+    return {
+        "labels": r.integers(0, 6, shape),
+        "where": r.random(shape) < 0.9,
+        "groups": np.array(["a", "b", "c"])[r.integers(0, 3, shape)],
+    }
+
+
+def parts_of(student, teacher, options, cut, **more):
+    """Evaluate the rows before a cut and those after it."""
+    return [
+        run(student[rows], teacher[rows], **{k: v[rows] for k, v in options.items()}, **more)
+        for rows in (slice(cut), slice(cut, None))
+    ]
+
+
+@pytest.mark.parametrize("cluster_axis", [0, 1])
+@pytest.mark.parametrize("cut", [1, 17, 39])
+def test_merge(cut, cluster_axis):
+    shape = (40, 9)
+    student, teacher = logits(shape)
+    student[22, 3] = np.nan
+    options = labelled(shape)
+    whole = run(student, teacher, **options, cluster_axis=cluster_axis)
+    first, second = parts_of(student, teacher, options, cut, cluster_axis=cluster_axis)
+    merged = first.merge(second)
+    assert merged.shape == shape
+    left, right = (e.to_dict() for e in (merged, whole))
+    for numbers in (left, right):
+        del numbers["provenance"]
+    assert json.dumps(left) == json.dumps(right)
+
+
+def test_merge_in_three():
+    student, teacher = logits((30, 4))
+    parts = [run(student[i : i + 10], teacher[i : i + 10]) for i in (0, 10, 20)]
+    whole = run(student, teacher).overall
+    for merged in parts[0].merge(*parts[1:]), parts[0].merge(parts[1].merge(parts[2])):
+        assert merged.overall == whole
+
+
+def test_merge_refuses():
+    student, teacher = logits((20, 4))
+    one = run(student, teacher)
+    with pytest.raises(ValueError, match=r"\(20, 4\) and \(20, 3\) do not follow each other"):
+        one.merge(run(student[:, 1:], teacher[:, 1:]))
+    with pytest.raises(ValueError, match=r"differ in temperature: 1\.0 and 2\.0"):
+        one.merge(run(student, teacher, temperature=2.0))
+    with pytest.raises(ValueError, match="one of the evaluations has labels and the other"):
+        one.merge(run(student, teacher, labels=0))
+
+
+def test_save_and_load(tmp_path):
+    student, teacher = logits((12, 5))
+    found = run(student, teacher, **labelled((12, 5)))
+    found.save(tmp_path / "result")
+    again = Evaluation.load(tmp_path / "result")
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    assert again.to_json() == found.to_json()
+    left, right = packed(again.state), packed(found.state)
+    assert all(left[name].tobytes() == right[name].tobytes() for name in left | right)
+    (tmp_path / "result").write_bytes((tmp_path / "result").read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"result is damaged"):
+        Evaluation.load(tmp_path / "result")
+
+
+def test_load_refuses_checkpoints(tmp_path):
+    run(*logits((4, 2)), checkpoint=tmp_path / "run")
+    with pytest.raises(ValueError, match="run is the checkpoint of a run; accepted is what `save`"):
+        Evaluation.load(tmp_path / "run")
+
+
+def test_json(tmp_path):
+    student, teacher = logits((12, 5))
+    student[3, 2, 1] = -np.inf
+    student[5, 1] = np.nan
+    found = run(student, teacher, **labelled((12, 5)) | {"where": True})
+    text = found.to_json(tmp_path / "result.json")
+    assert (tmp_path / "result.json").read_text() == text
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    parsed = json.loads(text, parse_constant=refuse)
+    assert parsed["overall"]["mean"] == "nan"
+    assert parsed["overall"]["max"] == "inf"
+    assert parsed["overall"]["count"] == 60
+    assert {one["group"] for one in parsed["groups"]} == {"a", "b", "c"}
+    assert parsed["checks"]["nan"] == {"count": 1, "first": [[5, 1]]}
+
+
+# Too many cells
+
+
+@pytest.mark.parametrize("groups", [1, 3, 20])
+@pytest.mark.parametrize("most", [4, 16])
+def test_halvings(monkeypatch, most, groups):
+    """Cells are joined as often for any order of the data."""
+    monkeypatch.setattr(state, "MOST_CELLS", most)
+    shape = (64, 3)
+    student, teacher = logits(shape)
+    names = np.arange(64)[:, None] * groups // 64
+    # A group that no position is in takes no cell.
+    where = np.broadcast_to(names != 7, shape)
+    found = []
+    for chunks in (64, 1, 5, (1, 33, 30)):
+        pair = [da.from_array(a, chunks=(chunks, 3, 6)) for a in (student, teacher)]
+        found.append(run(*pair, groups=names, where=where))
+    # Halved `h` times, a cell is 2**h sequences.
+    halvings = found[0].state.halvings
+    assert halvings > 0
+    kl = twin.measure(student, teacher).kl
+    cells = np.broadcast_to(np.arange(64)[:, None] >> halvings, shape)
+    error, clusters = twin.clustered(kl[where], cells[where])
+    assert found[0].overall.clusters == clusters
+    near(found[0].overall.standard_error_clustered, error, 1e-10)
+    first = packed(found[0].state)
+    for other in found[1:]:
+        second = packed(other.state)
+        assert all(first[name].tobytes() == second[name].tobytes() for name in first | second)
