@@ -6,7 +6,7 @@ import math
 import dask.array as da
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from kldiv_dask import Evaluation, compare, evaluate
 from kldiv_dask.evaluation.checkpoint import packed
@@ -83,13 +83,13 @@ def test_quantiles(name, count):
     bins, counts = np.unique(sketch.bins_of(values), return_counts=True)
     probabilities = np.array([0.0, *PROBABILITIES, 1.0])
     found = sketch.quantiles(bins, counts, probabilities)
-    ranks = np.sort(values)
-    below = ranks[np.floor(probabilities * (count - 1)).astype(int)]
+    ranks = probabilities * (count - 1)
+    exact = np.sort(values)[np.floor(ranks).astype(int)]
     with np.errstate(invalid="ignore"):
-        expected = np.quantile(values, probabilities)
-    # Between a finite number and an infinite one, NumPy has NaN or inf.
-    expected = np.where(np.isnan(expected), np.inf, expected)
-    assert not np.isnan(below).any()
+        between = np.quantile(values, probabilities)
+    # Where there is an infinity, NumPy has NaN for what is beside it.
+    between = np.where(np.isnan(between), np.inf, between)
+    expected = np.where(ranks == np.floor(ranks), exact, between)
     np.testing.assert_allclose(found, expected, rtol=sketch.RELATIVE_ERROR, atol=0)
 
 
@@ -101,8 +101,9 @@ FREEDOMS = [1, 2, 3, 4, 5, 9, 10, 31, 100, 101, 999, 1023, 9999, 10_000]
 @pytest.mark.parametrize("freedom", FREEDOMS)
 def test_t_probability(freedom):
     for t in [0.0, 1e-6, 0.1, 0.5, 1.0, 1.96, 3.0, 10.0, 100.0, 1e6, math.inf]:
-        expected = 1 - 2 * stats.t.sf(t, freedom)
-        assert t_probability(t, freedom) == pytest.approx(expected, abs=1e-12)
+        near_zero = t * t / (freedom + t * t) if t < math.inf else 1.0
+        near(t_probability(t, freedom), special.betainc(0.5, freedom / 2, near_zero), 1e-11)
+        assert t_probability(t, freedom) == pytest.approx(1 - 2 * stats.t.sf(t, freedom), abs=1e-9)
 
 
 @pytest.mark.parametrize("freedom", [*FREEDOMS, 10_001, 12_345, 10**6, 10**12])
@@ -186,21 +187,38 @@ def test_compare_with_itself():
     assert (same.difference, same.standard_error, same.p_value) == (0.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"where": np.arange(4) > 0}, "where"),
-        ({"cluster_axis": 1}, "cluster_axis"),
-        ({"temperature": 2.0}, "temperature"),
-    ],
-)
-def test_compare_refuses(options, name):
+@pytest.mark.parametrize("name", ["cluster_axis", "temperature", "kind", "shape"])
+def test_compare_refuses(name):
     student, teacher = logits((20, 4))
-    first = run(student, teacher)
+    options = {"cluster_axis": 1, "temperature": 2.0, "kind": "log_probs"}
+    other = {name: options[name]} if name in options else {}
+    rows = 20 if other else 19
+    first, second = run(student, teacher), run(student[:rows], teacher[:rows], **other)
     with pytest.raises(ValueError, match=f"a and b differ in {name}, which is"):
-        compare(first, run(student, teacher, **options))
+        compare(first, second)
+
+
+def test_compare_refuses_other_files(tmp_path):
+    student, teacher = logits((20, 4))
+    paths = [tmp_path / f"{name}.npy" for name in ("student", "one", "two")]
+    for path, values in zip(paths, (student, teacher, teacher + 1), strict=True):
+        np.save(path, values)
+    first, *others = (run(paths[0], paths[i]) for i in (1, 1, 2))
+    assert compare(first, others[0]).p_value == 1.0
     with pytest.raises(ValueError, match="a and b differ in target, which is"):
-        compare(first, run(student, student))
+        compare(first, others[1])
+
+
+@pytest.mark.parametrize("excluded", [([3], []), ([3], [5])])
+def test_compare_refuses_other_positions(excluded):
+    student, teacher = logits((20, 4))
+    runs = []
+    for rows in excluded:
+        where = np.ones((20, 1), bool)
+        where[rows] = False
+        runs.append(run(student, teacher, where=where))
+    with pytest.raises(ValueError, match="different numbers of positions in their sequences"):
+        compare(*runs)
 
 
 # Evaluations of parts, and files

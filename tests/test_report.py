@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from kldiv_dask.evaluation import figures, report
+from kldiv_dask.evaluation import figures, report, wording
 
 NAN = math.nan
 PROBABILITIES = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
@@ -187,7 +187,7 @@ def columns(line: str) -> int:
     ],
 )
 def test_number(value: Any, expected: str) -> None:
-    assert report.number(value) == expected
+    assert wording.number(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -206,25 +206,25 @@ def test_number(value: Any, expected: str) -> None:
     ],
 )
 def test_plus_minus(value: float, half: float, expected: str) -> None:
-    assert report.plus_minus(value, half) == expected
+    assert wording.plus_minus(value, half) == expected
 
 
 def test_headline_names_its_interval() -> None:
     one = statistics(mean=0.026821, confidence_interval_clustered=[0.021151, 0.032491])
     expected = "mean KL 0.02682 ± 0.00567 nats (95 % confidence, clustered by 16 sequences)"
-    assert report.headline(evaluation(overall=one)) == expected
+    assert wording.headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval_clustered": [NAN, NAN], "confidence_interval": [0.02, 0.04]}
     expected = "mean KL 0.02682 ± 0.01000 nats (95 % confidence, positions taken as independent)"
-    assert report.headline(evaluation(overall=one)) == expected
+    assert wording.headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval": [NAN, NAN]}
-    assert report.headline(evaluation(overall=one)) == "mean KL 0.02682 nats"
+    assert wording.headline(evaluation(overall=one)) == "mean KL 0.02682 nats"
     one |= {"mean": math.inf}
-    assert report.headline(evaluation(overall=one)) == "mean KL ∞ nats"
+    assert wording.headline(evaluation(overall=one)) == "mean KL ∞ nats"
 
 
 def test_text_fits_a_terminal(any_report: dict[str, Any]) -> None:
     lines = report.text(any_report).split("\n")
-    assert lines[0] == report.headline(any_report)
+    assert lines[0] == wording.headline(any_report)
     assert max(map(columns, lines)) <= 100
     assert all(line.isprintable() and line == line.rstrip() for line in lines)
 
@@ -260,7 +260,7 @@ def test_groups_of_single_sequences_say_that_positions_are_taken_as_independent(
 
 def test_remarks_are_loud_where_figures_are_in_doubt() -> None:
     whole = evaluation()
-    assert list(report.remarks(whole)) == [(False, "data checks: nothing found")]
+    assert list(wording.remarks(whole)) == [(False, "data checks: nothing found")]
     whole["checks"]["nan"] = {"count": 3, "first": [[0, 24], [1, 3]]}
     whole["checks"]["input_excludes_classes"] = {"count": 1200, "first": [[5, 6]]}
     found = {"count": 1, "first": [[9, 9]], "largest_deviation": 0.0123}
@@ -298,7 +298,7 @@ def test_html_is_closed_and_loads_nothing(write: Any, any_report: dict[str, Any]
         assert all(link is not None and link.startswith("#") for link in links)
     ids = [attributes["id"] for _, attributes in html.seen if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert report.headline(any_report) in html.text
+    assert wording.headline(any_report) in html.text
     charts = [attributes for tag, attributes in html.seen if tag == "svg"]
     assert len(charts) == (len(figures.heights(any_report)) if write is report.page else 0)
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)

@@ -76,7 +76,8 @@ def loads(content: bytes, name: str) -> tuple[dict[str, Any], State | None]:
     if not line.startswith(_MAGIC) or len(words) != 2:
         raise ValueError(f"{name} is no checkpoint of kldiv-dask")
     if words[0] != str(VERSION).encode():
-        raise ValueError(f"{name} is of version {words[0].decode()}; accepted is {VERSION}")
+        found = words[0].decode(errors="replace")
+        raise ValueError(f"{name} is of version {found}; accepted is {VERSION}")
     if hashlib.sha256(body).hexdigest().encode() != words[1]:
         raise ValueError(f"{name} is damaged: its content does not have the digest that it names")
     with np.load(io.BytesIO(body), allow_pickle=False) as file:
@@ -121,6 +122,8 @@ def load(path: Path, fingerprint: dict[str, Any]) -> Progress:
         It is damaged, or of another run: the first difference is named.
     """
     header, state = loads(path.read_bytes(), f"checkpoint {path}")
+    if "done" not in header:
+        raise ValueError(f"{path} is the result of a run, not its checkpoint")
     found = header.pop("fingerprint")
     for name in fingerprint | found:
         if found.get(name) != fingerprint.get(name):

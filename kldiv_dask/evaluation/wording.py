@@ -1,0 +1,241 @@
+"""What of an evaluation is shown, in which words: tables of text, and the headline."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kldiv_dask.evaluation.figures import CLUSTERED, Report, basis, clean, worst_first
+
+# What a name from the data is cut to where lines break by themselves.
+LONGEST = 300
+
+_MOST_RUNS = 1000
+
+Rows = Sequence[tuple[str, ...]]
+
+
+class Table(NamedTuple):
+    """Rows of text under a title; without a `head`, rows are pairs of a name and a value."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Rows
+    note: str = ""
+    chart: str = ""  # of figures.heights
+
+
+_SUMMARY = {
+    "sum": "sum",
+    "mean_of_finite": "mean of the finite ones",
+    "standard_error": "standard error, positions taken as independent",
+    "standard_error_clustered": "standard error, clustered",
+    "min": "smallest",
+    "max": "largest",
+    "reverse_kl": "reverse KL",
+    "jensen_shannon": "Jensen-Shannon divergence",
+}
+
+_LABELS = {
+    "count": "labelled positions",
+    "nll_input": "negative log-likelihood, input",
+    "nll_target": "negative log-likelihood, target",
+    "perplexity_input": "perplexity, input",
+    "perplexity_target": "perplexity, target",
+    "perplexity_ratio": "perplexity, input to target, ± standard error",
+    "p_change_mean": "change of the label's probability, mean",
+    "p_change_rms": "change of the label's probability, r.m.s.",
+}
+
+
+# What each check counts, after "is" or "are", and whether it casts doubt on the figures.
+_CHECKS = {
+    "nan": ("NaN", True),
+    "infinite": ("infinite", True),
+    "input_not_normalised": ("not normalised in the input", True),
+    "target_not_normalised": ("not normalised in the target", True),
+    "input_excludes_classes": ("without some class in the input (probability 0)", False),
+    "target_excludes_classes": ("without some class in the target (probability 0)", False),
+}
+
+
+def number(value: Any) -> str:
+    """Write a number with four significant digits, whole ones in full.
+
+    Examples
+    --------
+    >>> [number(value) for value in (640, 0.5, 12345.6, 1.5e-7, float("inf"), None)]
+    ['640', '0.5000', '12,346', '1.500e-07', '∞', '-']
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    size = abs(float(f"{value:.4g}"))
+    if size == 0:
+        return "0"
+    if 1e-4 <= size < 1e7:
+        return f"{value:,.0f}" if size >= 1e3 else f"{value:#.4g}"
+    return f"{value:.3e}"
+
+
+def plus_minus(value: float, half: float) -> str:
+    """Write a number and its uncertainty with the same decimals.
+
+    Examples
+    --------
+    >>> plus_minus(0.026821, 0.0056712), plus_minus(1.5e-7, 2.5e-9)
+    ('0.02682 ± 0.00567', '(1.500 ± 0.025)e-07')
+    """
+    if not (math.isfinite(value) and math.isfinite(half) and half > 0):
+        return number(value)
+    power = math.floor(math.log10(max(abs(value), half)))
+    digits = min(max(3, 1 + power - math.floor(math.log10(half))), 9)
+    if -4 <= power < 4:
+        return f"{value:.{max(digits - power, 0)}f} ± {half:.{max(digits - power, 0)}f}"
+    return f"({value / 10.0**power:.{digits}f} ± {half / 10.0**power:.{digits}f})e{power:+03d}"
+
+
+def headline(report: Report) -> str:
+    """Say the mean and how sure it is, in one line."""
+    overall = report["overall"]
+    interval = basis([overall])
+    mean, half = overall["mean"], _half(overall, interval)
+    line = f"mean KL {plus_minus(mean, half)} {report['unit']}"
+    if math.isfinite(mean) and math.isfinite(half):
+        clustered = f"clustered by {overall.get('clusters', 0):,} sequences"
+        how = clustered if interval == CLUSTERED else "positions taken as independent"
+        line += f" (95 % confidence, {how})"
+    return line
+
+
+def remarks(report: Report) -> Iterator[tuple[bool, str]]:
+    """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
+    found = [(name, check) for name, check in report["checks"].items() if check["count"]]
+    for name, check in found:
+        what, loud = _CHECKS[name]
+        one = check["count"] == 1
+        line = f"{check['count']:,} {'position is' if one else 'positions are'} {what}"
+        if check.get("largest_deviation") is not None:
+            line += f" (by up to {number(check['largest_deviation'])})"
+        yield loud, f"{line}, first at {_index(check['first'][0])}" if check["first"] else line
+    skipped = report["skipped"]
+    if report["checks"] and not found and not skipped:
+        yield False, "data checks: nothing found"
+    for one in skipped[:10]:
+        region = ", ".join(f"{start}:{stop}" for start, stop in one["region"])
+        count = f"{one['positions']:,} positions"
+        yield True, f"skipped [{region}], {count}: {clean(one['error'], LONGEST)}"
+    if skipped[10:]:
+        count = sum(one["positions"] for one in skipped[10:])
+        yield True, f"skipped {len(skipped) - 10:,} more regions, {count:,} positions"
+
+
+def tables(report: Report, worst: int, groups: int, everything: bool = False) -> Iterator[Table]:
+    """Yield the tables of a report that have rows; pages have `everything`."""
+    overall = report["overall"]
+    found = [
+        Table("Summary", (), _summary(report)),
+        Table("Distribution", ("quantile", "KL"), _quantiles(overall), chart="distribution"),
+        _by_position(report["by_position"] if everything else []),
+        _groups(report["groups"], groups),
+        Table("Worst positions", ("position", "KL"), _worst(overall.get("worst", [])[:worst])),
+        _checks(report["checks"] if everything else {}),
+        Table("Labels", (), _labels(overall.get("labels"))),
+        Table(
+            "Provenance",
+            (),
+            [(k.replace("_", " "), number(v)) for k, v in report["provenance"].items()],
+        ),
+    ]
+    return (table for table in found if table.rows)
+
+
+def _summary(report: Report) -> Rows:
+    overall, shape = report["overall"], " by ".join(f"{size:,}" for size in report["shape"])
+    of = f" of {shape}" if len(report["shape"]) > 1 else ""
+    known = {key: overall[key] for key in _SUMMARY if overall.get(key) is not None}
+    if math.isfinite(overall["mean"]):
+        known.pop("mean_of_finite", None)
+    rows = [("positions", f"{overall['count']:,}{of}")]
+    rows += [(_SUMMARY[key], number(value)) for key, value in known.items()]
+    agreement, error = overall.get("top1_agreement"), overall.get("top1_agreement_standard_error")
+    if agreement is not None:
+        shown = plus_minus(agreement, math.nan if error is None else error)
+        rows.append(("top-1 agreement, ± standard error", shown))
+    return rows
+
+
+def _quantiles(overall: Report) -> Rows:
+    return [(f"{p * 100:.6g} %", number(value)) for p, value in overall.get("quantiles", ())]
+
+
+def _by_position(runs: list[Report]) -> Table:
+    rows = [
+        (f"{run['start']}:{run['stop']}", number(run["count"]), number(run["mean"]))
+        for run in runs[:_MOST_RUNS]
+    ]
+    head = ("along the last axis", "positions", "mean KL")
+    return Table("KL by position", head, rows, _more(len(runs) - _MOST_RUNS), "by_position")
+
+
+def _groups(groups: list[Report], most: int) -> Table:
+    shown, interval = worst_first(groups)[:most], basis(groups)
+    rows = [
+        (
+            str(group["group"]),
+            number(group["count"]),
+            plus_minus(group["mean"], _half(group, interval)),
+            number(group.get("max")),
+            number(group.get("top1_agreement")),
+        )
+        for group in shown
+    ]
+    how = "clustered" if interval == CLUSTERED else "positions taken as independent"
+    note = f"± half a 95 % interval, {how}; the worst first{_more(len(groups) - most, ', ')}"
+    head = ("group", "positions", "mean KL", "largest", "top-1 agreement")
+    return Table("Groups", head, rows, note, "groups")
+
+
+def _worst(worst: list[Report]) -> Rows:
+    return [(_index(one["index"]), number(one["kl"])) for one in worst]
+
+
+def _checks(checks: Report) -> Table:
+    rows = [
+        (
+            _CHECKS[name][0],
+            number(check["count"]),
+            ", ".join(map(_index, check["first"][:3])) or "-",
+            number(check.get("largest_deviation")),
+        )
+        for name, check in checks.items()
+    ]
+    return Table("Data checks", ("check", "found", "first at", "largest deviation"), rows)
+
+
+def _labels(labels: Report | None) -> Rows:
+    if not labels:
+        return []
+    ratio, error = labels["perplexity_ratio"], labels["log_perplexity_ratio_standard_error"]
+    shown = {**labels, "perplexity_ratio": plus_minus(ratio, ratio * error)}
+    rows = [(name, number(shown[key])) for key, name in _LABELS.items()]
+    changes = labels.get("p_change_quantiles", ())
+    name = "change of the label's probability, quantile"
+    return rows + [(f"{name} {p * 100:.6g} %", number(value)) for p, value in changes]
+
+
+def _half(statistics: Report, interval: str) -> float:
+    low, high = statistics.get(interval) or (math.nan, math.nan)
+    return float(high - low) / 2
+
+
+def _index(index: Iterable[int]) -> str:
+    return f"[{', '.join(map(str, index))}]"
+
+
+def _more(count: int, before: str = "") -> str:
+    return f"{before}and {count:,} more" if count > 0 else ""
