@@ -77,7 +77,7 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         least = q if p > q else p
         possible = most if most > zero else one
         t = abs(u)
-        infinite = t if u > largest else zero
+        infinite = t if u > largest and q > zero else zero
         t = t if t < largest else largest
         z = least / possible
         zt = z * t
@@ -90,7 +90,7 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         reverse = near if t < one else far
         jensen = jensen_near if t < one else jensen_far
         # What both take for impossible is no part of either.
-        return most * reverse + (infinite if q > zero else zero), most * jensen
+        return fma(most, reverse, infinite), most * jensen
 
     @numba.njit(nogil=True, error_model="numpy")
     def both_ways_near(p: Any, q: Any, u: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from kldiv_dask.kernels import classes
 from kldiv_dask.kernels.bits import from_magnitude, magnitude_bits
 from kldiv_dask.kernels.compiled import compiled
 from kldiv_dask.kernels.elementary import exp, log
-from kldiv_dask.kernels.machine import LANES, lane_sum, wide_vectors
+from kldiv_dask.kernels.machine import LANES, lane_sum, prefetch, wide_vectors
 from kldiv_dask.kernels.segments import row_segments
 from kldiv_dask.kernels.states import (
     DIVERGENCE,
@@ -147,9 +147,12 @@ def _describe(x, t, first, classes, scale, kept, work, pieces, state, extremes):
             extremes[k, _HIGH] = extremes[k, _LOW] = 0.0
             continue
         center = center_of(pieces[k], offsets, scale, w)
-        b, a = x[first + start : first + start + size], t[first + start : first + start + size]
+        stop = first + start + size
+        b, a = x[first + start : stop], t[first + start : stop]
         u[size:] = 0
         terms_of(b, a, w, v, u[:size], pieces[k], offsets, center, scale, ordinary, work)
+        prefetch(x, stop + 3 * PIECE // 4, PIECE // 4)
+        prefetch(t, stop + 3 * PIECE // 4, PIECE // 4)
         high, low = conclude_piece(
             pieces[k], center, offsets, work[0][:padded], work[1][:padded], scale
         )
