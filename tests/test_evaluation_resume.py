@@ -144,7 +144,7 @@ def endure(folder, undisturbed, interruptions, monkeypatch):
 
 
 def test_exceptions(tmp_path, undisturbed, monkeypatch):
-    endure(tmp_path, undisturbed, 100, monkeypatch)
+    endure(tmp_path, undisturbed, 40, monkeypatch)
 
 
 @pytest.mark.slow

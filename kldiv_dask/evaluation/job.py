@@ -97,7 +97,8 @@ def evaluate(
         False to start over, in the place of the checkpoint.
     on_error : {'raise', 'skip'}
         What to do about chunks that can't be read or computed: end the run, after saving; or leave
-        them out, with an `EvaluationWarning` and a note in the result for each.
+        them out, with an `EvaluationWarning` and a note in the result for each. A run that is
+        taken up again does not come back to them.
     progress : bool
         Whether to write a line to stderr for each slab: the rate, the time that is left, the mean
         and the half-width of its confidence interval.
@@ -111,12 +112,11 @@ def evaluate(
     Raises
     ------
     ValueError
-        Shapes, axes or options do not fit, a label is no class, or the checkpoint is damaged or of
-        another run.
+        Shapes, axes or options do not fit, or the checkpoint is damaged or of another run.
     TypeError
         Something is not of a type that is accepted.
     EvaluationError
-        A slab failed; its positions are named.
+        A slab failed, as where a label is no class; its positions are named.
 
     Notes
     -----

@@ -303,5 +303,5 @@ def _cells_after(state: State, before: State) -> State:
         cells = tables.coarser(cells)
     # A multiple of the length of any run of cells.
     last = int(before.cells.rest.max(initial=-1)) << before.halvings
-    moved = (last // CELLS + 1) * CELLS >> halvings
+    moved = max((last // CELLS + 1) * CELLS >> halvings, (last >> halvings) + 1)
     return state._replace(cells=cells._replace(keys=cells.keys + moved), halvings=halvings)
