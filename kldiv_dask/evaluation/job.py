@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import graph
-from kldiv_dask.align import align, align_small, align_where, as_dask
+from kldiv_dask.align import align, align_small, as_dask
 from kldiv_dask.evaluation.errors import EvaluationError
 from kldiv_dask.evaluation.progress import ProgressLine
 from kldiv_dask.evaluation.result import Evaluation
@@ -30,6 +30,13 @@ from kldiv_dask.storage.chunking import Chunks
 from kldiv_dask.storage.opening import token
 
 PATHS = str, os.PathLike
+
+# The kinds of type that are accepted of what is said of positions.
+SMALL = {
+    "where": ("b", "bool"),
+    "groups": ("biuSU", "integers, booleans or strings"),
+    "labels": ("iu", "an integer type"),
+}
 
 
 def evaluate(
@@ -138,21 +145,8 @@ def evaluate(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'skip'")
     path = None if checkpoint is None else _checked_path(checkpoint)
-    keys = input_key, target_key
-    for name, key, operand in zip(("input", "target"), keys, (input, target), strict=True):
-        if key is not None and not isinstance(operand, PATHS):
-            raise ValueError(f"{name}_key is {key!r}, and {name} is no path")
     described = {"input": _described(input, input_key), "target": _described(target, target_key)}
-    if isinstance(input, PATHS) and isinstance(target, PATHS):
-        identities = [token(input, input_key), token(target, target_key)]
-        arrays = open_pair(input, target, chunks=chunks, input_key=input_key, target_key=target_key)
-    else:
-        opened = [
-            open_array(a, chunks=chunks, key=key) if isinstance(a, PATHS) else a
-            for a, key in zip((input, target), keys, strict=True)
-        ]
-        arrays = as_dask(*opened)
-        identities = [array.name for array in arrays]
+    arrays, identities = _opened((input, target), (input_key, target_key), chunks)
     wide = resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
     wide = wide or (dtype is not None and float_dtype(dtype) == np.float64)
     computed = graph.computed_in(wide, temperature)
@@ -164,29 +158,16 @@ def evaluate(
     if any(np.isnan(shape)):
         raise ValueError("input and target have unknown chunk sizes; call compute_chunk_sizes()")
     cluster_axis = _checked_cluster_axis(cluster_axis, len(shape))
-    small = {"where": where, "groups": groups, "labels": labels}
-    small = {name: open_array(a) if isinstance(a, PATHS) else a for name, a in small.items()}
     positions = pair.chunks[:-1]
-    operands = graph.Operands(
-        pair.input,
-        pair.target,
-        None if where is None else align_where(small["where"], positions),
-        None if groups is None else _aligned("groups", small["groups"], positions, "biuSU"),
-        None if labels is None else _aligned("labels", small["labels"], positions, "iu"),
-    )
-    tolerance = _tolerance(arrays)
-    number = sum(pair.chunks[-1])
-    plan = Plan(shape, cluster_axis, kind, temperature, computed, tolerance)
-    states = graph.states(operands, plan)
+    small = _aligned({"where": where, "groups": groups, "labels": labels}, positions)
+    operands = graph.Operands(pair.input, pair.target, **small)
+    plan = Plan(shape, cluster_axis, kind, temperature, computed, _tolerance(arrays))
     fingerprint = {
         "input": identities[0],
         "target": identities[1],
-        **{
-            name: None if array is None else array.name
-            for name, array in zip(("where", "groups", "labels"), operands[2:], strict=True)
-        },
+        **{name: None if array is None else array.name for name, array in small.items()},
         "kind": kind,
-        "classes": number,
+        "classes": sum(pair.chunks[-1]),
         "shape": list(shape),
         "temperature": temperature,
         "computed_in": computed.name,
@@ -195,7 +176,7 @@ def evaluate(
         "version": version("kldiv-dask"),
     }
     run = Run(
-        states,
+        graph.states(operands, plan),
         [_ends(lengths) for lengths in positions],
         fingerprint,
         path,
@@ -213,6 +194,24 @@ def evaluate(
     provenance = described | {name: fingerprint[name] for name in names}
     provenance |= {"dtype": pair.input.dtype.name, "seconds": round(end.seconds, 3)}
     return Evaluation(end.state, fingerprint, provenance, end.skipped)
+
+
+def _opened(
+    operands: tuple[Any, Any], keys: tuple[str | None, str | None], chunks: Chunks
+) -> tuple[tuple[da.Array, da.Array], list[str]]:
+    """Return both operands as arrays, and what tells each from all others."""
+    for name, key, operand in zip(("input", "target"), keys, operands, strict=True):
+        if key is not None and not isinstance(operand, PATHS):
+            raise ValueError(f"{name}_key is {key!r}, and {name} is no path")
+    if all(isinstance(operand, PATHS) for operand in operands):
+        pair = open_pair(*operands, chunks=chunks, input_key=keys[0], target_key=keys[1])
+        return pair, [token(*both) for both in zip(operands, keys, strict=True)]
+    opened = [
+        open_array(operand, chunks=chunks, key=key) if isinstance(operand, PATHS) else operand
+        for operand, key in zip(operands, keys, strict=True)
+    ]
+    arrays = as_dask(*opened)
+    return arrays, [array.name for array in arrays]
 
 
 def _silent(*_: Any) -> None:
@@ -244,9 +243,13 @@ def _checked_cluster_axis(axis: Any, ndim: int) -> int:
     return int(axis) % max(ndim, 1)
 
 
-def _aligned(name: str, array: Any, chunks: Any, kinds: str) -> da.Array:
-    accepted = {"iu": "an integer type"}.get(kinds, "integers, booleans or strings")
-    return align_small(name, array, chunks, kinds, accepted)
+def _aligned(arrays: dict[str, Any], chunks: Any) -> dict[str, da.Array | None]:
+    """Open what is said of positions, and give it their chunks."""
+    aligned: dict[str, da.Array | None] = {}
+    for name, array in arrays.items():
+        opened = open_array(array) if isinstance(array, PATHS) else array
+        aligned[name] = None if array is None else align_small(name, opened, chunks, *SMALL[name])
+    return aligned
 
 
 def _tolerance(arrays: Any) -> float:
