@@ -15,6 +15,7 @@ from tests.hosts import NAMES, Cluster, Hosts, ip, needs_hosts
 
 
 @needs_hosts
+@pytest.mark.slow
 def test_a_run_across_hosts(tmp_path, monkeypatch):
     data = Data(tmp_path)
     pair = [f"{tmp_path}/{name}.zarr" for name in ("x", "t")]
