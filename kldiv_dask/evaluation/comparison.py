@@ -9,6 +9,7 @@ from kldiv_dask.evaluation.intervals import t_probability
 from kldiv_dask.evaluation.result import Evaluation
 from kldiv_dask.evaluation.statistics import Interval, cell_sums, clustered, interval
 from kldiv_dask.statistics import tables
+from kldiv_dask.statistics.state import coarser_cells
 from kldiv_dask.storage.opening import OF_FILE
 
 
@@ -85,11 +86,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             continue
         if left != right:
             raise ValueError(f"a and b differ in {name}, which is {left!r} and {right!r}")
-    cells = [tables.in_one_group(run.state.cells) for run in (a, b)]
-    finest = max(run.state.halvings for run in (a, b))
-    for place, run in enumerate((a, b)):
-        for _ in range(finest - run.state.halvings):
-            cells[place] = tables.coarser(cells[place])
+    halvings = max(a.state.halvings, b.state.halvings)
+    cells = [tables.in_one_group(coarser_cells(run.state, halvings)) for run in (a, b)]
     if not all(np.array_equal(*pair) for pair in zip(cells[0][:2], cells[1][:2], strict=True)):
         raise ValueError("a and b have different numbers of positions in their sequences")
     (counts, first), (_, second) = map(cell_sums, cells)

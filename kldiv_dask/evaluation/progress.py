@@ -7,7 +7,7 @@ from typing import TextIO
 
 from kldiv_dask import partial
 from kldiv_dask.evaluation.checkpoint import Progress
-from kldiv_dask.evaluation.statistics import FLOAT64, cell_sums, clustered, interval
+from kldiv_dask.evaluation.statistics import cell_sums, clustered, interval, quotient
 from kldiv_dask.statistics import tables
 
 
@@ -45,7 +45,7 @@ class ProgressLine:
             kl = tables.in_one_group(progress.state.totals)
             count = int(kl.counts[:, 0].sum())
             if count:
-                mean = partial.quotient(partial.total(kl.sums[0, 0]), count, FLOAT64)
+                mean = quotient(partial.total(kl.sums[0, 0]), count)
                 counts, sums = cell_sums(cells)
                 _, error = clustered(counts, sums)
                 low, high = interval(mean, error, len(counts) - 1)

@@ -12,10 +12,9 @@ import numpy as np
 
 from kldiv_dask import partial
 from kldiv_dask.evaluation import checkpoint, figures, report
-from kldiv_dask.evaluation.statistics import FLOAT64, Labels, Statistics, statistics
+from kldiv_dask.evaluation.statistics import Labels, Statistics, quotient, statistics
 from kldiv_dask.statistics import state as states
-from kldiv_dask.statistics import tables
-from kldiv_dask.statistics.state import CELLS, CHECKS, COLUMNS, State
+from kldiv_dask.statistics.state import CHECKS, COLUMNS, State
 
 SCHEMA = 1
 
@@ -60,7 +59,7 @@ class Evaluation:
     @cached_property
     def overall(self) -> Statistics:
         """The statistics of all positions."""
-        return statistics(_in_one_group(self.state), 0, self.shape)
+        return statistics(states.in_one_group(self.state), 0, self.shape)
 
     @cached_property
     def groups(self) -> dict[Any, Statistics]:
@@ -109,7 +108,7 @@ class Evaluation:
                 "start": key * step,
                 "stop": min((key + 1) * step, self.shape[-1]),
                 "count": count,
-                "mean": float(partial.quotient(partial.total(sums[0]), count, FLOAT64)),
+                "mean": quotient(partial.total(sums[0]), count),
             }
             for key, count, sums in rows
         ]
@@ -169,9 +168,9 @@ class Evaluation:
             if (self.fingerprint[name] is None) != (other.fingerprint[name] is None):
                 raise ValueError(f"one of the evaluations has {name} and the other has none")
         rows = self.shape[0]
-        moved = _after(other.state, rows * math.prod(self.shape[1:]))
+        moved = states.after(other.state, rows * math.prod(self.shape[1:]))
         if self.fingerprint["cluster_axis"] == 0:
-            moved = _cells_after(moved, self.state)
+            moved = states.cells_after(moved, self.state)
         shape = (rows + other.shape[0], *self.shape[1:])
         skipped = [
             region
@@ -269,39 +268,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_json(one) for one in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _in_one_group(state: State) -> State:
-    """Return the state of all groups as one."""
-    everywhere = np.zeros(1, np.int64)
-    nowhere = np.zeros(state.groups.size, np.int64)
-    worst = state.worst._replace(groups=nowhere[state.worst.groups])
-    return state._replace(
-        groups=everywhere,
-        totals=tables.in_one_group(state.totals),
-        cells=tables.in_one_group(state.cells),
-        bins=tables.in_one_group(state.bins),
-        label_bins=tables.in_one_group(state.label_bins),
-        lowest=np.full(1, state.lowest.min(initial=np.inf)),
-        worst=states.most(worst, states.WORST),
-    )
-
-
-def _after(state: State, positions: int) -> State:
-    """Renumber positions to follow so many others."""
-    return state._replace(
-        worst=state.worst._replace(places=state.worst.places + positions),
-        first=state.first._replace(places=state.first.places + positions),
-    )
-
-
-def _cells_after(state: State, before: State) -> State:
-    """Renumber runs of sequences to follow those of another state."""
-    cells = state.cells
-    halvings = max(state.halvings, before.halvings)
-    for _ in range(halvings - state.halvings):
-        cells = tables.coarser(cells)
-    # A multiple of the length of any run of cells.
-    last = int(before.cells.rest.max(initial=-1)) << before.halvings
-    moved = max((last // CELLS + 1) * CELLS >> halvings, (last >> halvings) + 1)
-    return state._replace(cells=cells._replace(keys=cells.keys + moved), halvings=halvings)

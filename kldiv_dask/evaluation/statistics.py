@@ -110,7 +110,7 @@ class Moments:
 
     def mean(self, name: str, count: int | None = None) -> float:
         """Return the mean of what is summed under a name."""
-        return _quotient(self.totals[name], self.count if count is None else count)
+        return quotient(self.totals[name], self.count if count is None else count)
 
     def variance_of_mean(self, first: int, squares: str, count: int) -> float:
         """Return the variance of the mean of numbers that have a given sum, in units."""
@@ -122,7 +122,8 @@ class Moments:
         return max(spread, 0) / (count * count * (count - 1) * UNITS_IN_ONE**2)
 
 
-def _quotient(total: Total, count: int) -> float:
+def quotient(total: Total, count: int) -> float:
+    """Return an exact sum divided by a count, rounded once to float64."""
     return float(partial.quotient(total, count, FLOAT64))
 
 
@@ -158,7 +159,7 @@ def interval(mean: float, error: float, freedom: int) -> Interval:
 def cell_sums(cells: Table) -> tuple[list[int], list[float]]:
     """Return how many positions each cell has, and the sum of their divergences, rounded."""
     counts = cells.counts[:, 0].tolist()
-    return counts, [_quotient(partial.total(one[0]), 1) for one in cells.sums]
+    return counts, [quotient(partial.total(one[0]), 1) for one in cells.sums]
 
 
 def _bins(table: Table) -> tuple[Any, Any]:
@@ -220,9 +221,9 @@ def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
     ]
     return Statistics(
         count=count,
-        sum=_quotient(kl, 1) if count else 0.0,
+        sum=quotient(kl, 1) if count else 0.0,
         mean=mean,
-        mean_of_finite=_quotient(kl._replace(nan=0, posinf=0, neginf=0), finite),
+        mean_of_finite=quotient(kl._replace(nan=0, posinf=0, neginf=0), finite),
         standard_error=error,
         confidence_interval=interval(mean, error, count - 1),
         standard_error_clustered=cluster_error,

@@ -274,8 +274,7 @@ def measured(
     Yields
     ------
     Batch
-        With an array of shape ``(MEASURES, positions)``; what is not defined is NaN. Its memory is
-        used again for the next.
+        With an array of shape ``(MEASURES, positions)``; what is not defined is NaN.
     """
     shape = np.broadcast_shapes(input.shape, target.shape)
     classes = shape[-1]

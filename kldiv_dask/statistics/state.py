@@ -205,7 +205,7 @@ def merge(states: Sequence[State]) -> State:
         return tables.merge([tables.regrouped(*pair) for pair in zip(found, places, strict=True)])
 
     cells = [
-        tables.regrouped(_halved(state, halvings), place)
+        tables.regrouped(coarser_cells(state, halvings), place)
         for state, place in zip(states, places, strict=True)
     ]
     lowest = np.full(groups.size, np.inf)
@@ -237,11 +237,9 @@ def _joined(parts: Sequence[Extremes]) -> Extremes:
     return Extremes(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _halved(state: State, halvings: int) -> Table:
-    cells = state.cells
-    for _ in range(halvings - state.halvings):
-        cells = tables.coarser(cells)
-    return cells
+def coarser_cells(state: State, halvings: int) -> Table:
+    """Return the cells of a state, halved so often in all."""
+    return tables.coarser(state.cells, halvings - state.halvings)
 
 
 def _bounded(state: State) -> State:
@@ -251,3 +249,37 @@ def _bounded(state: State) -> State:
     while state.cells.keys.size > max(MOST_CELLS, least):
         state = state._replace(cells=tables.coarser(state.cells), halvings=state.halvings + 1)
     return state
+
+
+def in_one_group(state: State) -> State:
+    """Return the state of all groups as one."""
+    everywhere = np.zeros(1, np.int64)
+    nowhere = np.zeros(state.groups.size, np.int64)
+    worst = state.worst._replace(groups=nowhere[state.worst.groups])
+    return state._replace(
+        groups=everywhere,
+        totals=tables.in_one_group(state.totals),
+        cells=tables.in_one_group(state.cells),
+        bins=tables.in_one_group(state.bins),
+        label_bins=tables.in_one_group(state.label_bins),
+        lowest=np.full(1, state.lowest.min(initial=np.inf)),
+        worst=most(worst, WORST),
+    )
+
+
+def after(state: State, positions: int) -> State:
+    """Renumber positions to follow so many others."""
+    return state._replace(
+        worst=state.worst._replace(places=state.worst.places + positions),
+        first=state.first._replace(places=state.first.places + positions),
+    )
+
+
+def cells_after(state: State, before: State) -> State:
+    """Renumber runs of sequences to follow those of another state."""
+    halvings = max(state.halvings, before.halvings)
+    cells = coarser_cells(state, halvings)
+    # A multiple of the length of any run of cells.
+    last = int(before.cells.rest.max(initial=-1)) << before.halvings
+    moved = max((last // CELLS + 1) * CELLS >> halvings, (last >> halvings) + 1)
+    return state._replace(cells=cells._replace(keys=cells.keys + moved), halvings=halvings)

@@ -81,21 +81,8 @@ def merge(tables: Sequence[Table]) -> Table:
     """Add tables of equal columns."""
     if len(tables) == 1:
         return tables[0]
-    keys = np.concatenate([table.keys for table in tables])
-    order, unique, ends = runs(keys)
-    if not keys.size:
-        return tables[0]
-    starts = np.append(0, ends[:-1])
-    counts = np.concatenate([table.counts for table in tables])[order]
-    sums = np.concatenate([table.sums for table in tables])[order]
-    counts, sums = (np.add.reduceat(column, starts, axis=0) for column in (counts, sums))
-    carry(np.moveaxis(sums, -1, 0))
-    return Table(unique, counts, sums)
-
-
-def by_group(table: Table) -> Table:
-    """Forget the lower part of the keys."""
-    return _rekeyed(table, table.groups)
+    joined = Table(*map(np.concatenate, zip(*tables, strict=True)))
+    return _rekeyed(joined, joined.keys)
 
 
 def in_one_group(table: Table) -> Table:
@@ -108,12 +95,13 @@ def regrouped(table: Table, places: Integers) -> Table:
     return table._replace(keys=key_of(places[table.groups], table.rest))
 
 
-def coarser(table: Table) -> Table:
-    """Halve the lower part of the keys."""
-    return _rekeyed(table, key_of(table.groups, table.rest >> 1))
+def coarser(table: Table, times: int = 1) -> Table:
+    """Halve the lower part of the keys so many times."""
+    return _rekeyed(table, key_of(table.groups, table.rest >> times)) if times else table
 
 
 def _rekeyed(table: Table, keys: Integers) -> Table:
+    """Give each row another key, and add the rows that then have the same."""
     order, unique, ends = runs(keys)
     if not keys.size:
         return table
