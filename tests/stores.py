@@ -1,5 +1,6 @@
 """The same small array, stored in every way the library opens."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,13 @@ def write(folder, kind, values, chunks=None, name="scores"):
     array = zarr.create_array(path, name=key, data=values, overwrite=True, **options)
     assert array.shape == values.shape
     return (f"file://{path}" if kind == "file" else path), key
+
+
+def date_later(path):
+    """Have been written a second later: file systems may not tell milliseconds apart."""
+    for file in (Path(path), *Path(path).rglob("*")):
+        status = file.stat()
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
 
 
 def chunk_files(path):

@@ -10,6 +10,7 @@ import pytest
 from kldiv_dask import kl_div
 from kldiv_dask.storage import ChunkReadError, llama, open_array, open_pair
 from tests import llama_base
+from tests.stores import date_later
 
 RNG = np.random.default_rng(7)
 SHAPES = [(2, 9, 6), (3, 8, 7), (1, 3, 1), (1, 4, 2), (2, 17, 300)]  # n_chunk, n_ctx, n_vocab
@@ -177,6 +178,7 @@ def test_handles_pickle_small_and_keys_follow_the_contents(path, key):
     assert open_array(path, key=key).name == first.name
     before = first.compute().copy()  # of what may be a view of the file
     make(path)
+    date_later(path)
     second = open_array(path, key=key)
     assert second.name != first.name
     assert not np.array_equal(second.compute(), before)

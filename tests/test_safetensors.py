@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from kldiv_dask import kl_div
 from kldiv_dask.storage import ChunkReadError, open_array, open_pair, safetensors
-from tests.stores import VALUES
+from tests.stores import VALUES, date_later
 
 DTYPES = {
     "BOOL": "?",
@@ -133,6 +133,7 @@ def test_handles_pickle_small_and_keys_follow_the_contents(path):
     assert open_array(path).name == first.name
     assert np.array_equal(first.compute(), VALUES)
     save_file({"scores": VALUES + 1}, path)
+    date_later(path)
     second = open_array(path)
     assert second.name != first.name
     assert np.array_equal(second.compute(), VALUES + 1)
