@@ -117,7 +117,7 @@ def test_constants_are_the_derived_ones(dtype):
     source, polynomial_errors = derivation.derive(form)
     assert f"\n{source}\n" in Path(elementary.__file__).read_text()
     # The excess has 40 ulp to spare in what it is for, and terms cost time.
-    ulps = {"exp": 0.07, "log": 0.07, "excess": 4, "jensen": 0.1, "mixture": 0.4}
+    ulps = {"exp": 0.07, "log": 0.07, "excess": 4, "jensen": 3, "mixture": 0.4}
     for name, error in polynomial_errors.items():
         assert error * 2**form.precision < ulps[name]
 

@@ -9,8 +9,18 @@ import numba
 import numpy as np
 
 from kldiv_dask.kernels.bits import scaled_normal
-from kldiv_dask.kernels.elementary import FLOAT32, FLOAT64, by_type, fma_f32, fma_f64, polynomial
+from kldiv_dask.kernels.elementary import (
+    FLOAT32,
+    FLOAT64,
+    by_type,
+    fma_f32,
+    fma_f64,
+    polynomial,
+)
 from kldiv_dask.kernels.machine import inlined
+
+# From which difference on a part of the Jensen-Shannon divergence is no polynomial of it.
+JENSEN_NEAR = 2
 
 
 def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
@@ -19,7 +29,8 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
     log2_e, minus_ln2_high, minus_ln2_low = table.log2_e, -table.ln2_high, -table.ln2_low
     exp_coefficients, excess_coefficients = table.exp, table.excess
     jensen_coefficients, mixture_coefficients = table.jensen, table.mixture
-    half, largest = real(0.5), real(np.finfo(real).max)
+    half, near_range = real(0.5), real(JENSEN_NEAR)
+    tiny, largest = np.finfo(real).tiny, np.finfo(real).max
     integer = real(1.5 * 2 ** np.finfo(real).nmant)
 
     @numba.njit(nogil=True)
@@ -60,53 +71,75 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         return w * u if w > zero else (u if u == -infinity else zero)
 
     @numba.njit(nogil=True)
+    def back_shift(u: Any, v: Any) -> Any:
+        """Return v u, where a class that b takes for impossible is no part of it."""
+        return v * u if v > zero else zero
+
+    @numba.njit(nogil=True)
     def finite(x: Any) -> Any:
         return x if abs(x) < infinity else zero
 
-    @numba.njit(nogil=True, error_model="numpy")
-    def both_ways(p: Any, q: Any, u: Any) -> tuple[Any, Any]:
-        """Return q (exp(-u) - 1 + u), and the part of the Jensen-Shannon divergence.
+    @numba.njit(nogil=True)
+    def excesses(u: Any, w: Any, v: Any, shift: Any, back_shift: Any) -> tuple[Any, Any]:
+        """Return `excess`, with the same bits, and w (1 - exp(u) + u exp(u)), given v u too."""
+        square = w * (u * u)
+        rest = polynomial(u, excess_coefficients)
+        # Of the second, exp(u) = 1 + u + u^2 rest leaves u^2 (1 + (u - 1) rest).
+        near, near_back = square * rest, square * fma(u - one, rest, one)
+        is_near = abs(u) < one
+        return (
+            near if is_near else v - w - shift,
+            near_back if is_near else w - v + back_shift,
+        )
 
-        With the larger probability M, the smaller m, t = abs(u) and z = m / M = exp(-t), they are
-        M (z - 1 + t) if q is the larger and M (1 - z - z t) if not, and
-        M ((1 + z) log(2 / (1 + z)) - z t) / 2. Where t is small, that of the first is a polynomial
-        that the second can be told from.
+    @numba.njit(nogil=True)
+    def jensen_near(p: Any, q: Any, u: Any) -> Any:
+        """Return `jensen` where it is known that abs(u) is below 2."""
+        square = u * u
+        return (p + q) * (square * polynomial(square, jensen_coefficients))
+
+    @numba.njit(nogil=True, error_model="numpy")
+    def jensen(p: Any, q: Any, u: Any) -> Any:
+        """Return the part of the Jensen-Shannon divergence, given u = log(q / p).
+
+        With the larger probability M and z = exp(-abs(u)), it is
+        M ((1 + z) log(2 / (1 + z)) + z log(z)) / 2. An exponential for z would take 1.3 times as
+        long as the quotient of the probabilities.
         """
         inlined()
         most = p if p > q else q
         least = q if p > q else p
-        possible = most if most > zero else one
         t = abs(u)
-        infinite = t if u > largest and q > zero else zero
         t = t if t < largest else largest
-        z = least / possible
-        zt = z * t
-        square = t * t
-        near = square * polynomial(-t, excess_coefficients)
-        near = near if u > zero else fma(-t, near, square - near)
-        far = z - one + t if u > zero else one - z - zt
-        jensen_near = square * polynomial(t, jensen_coefficients)
-        jensen_far = fma(-half, zt, polynomial(z, mixture_coefficients))
-        reverse = near if t < one else far
-        jensen = jensen_near if t < one else jensen_far
-        # What both take for impossible is no part of either.
-        return fma(most, reverse, infinite), most * jensen
+        z = least / (most if most > tiny else tiny)
+        far = most * fma(-half, z * t, polynomial(z, mixture_coefficients))
+        return jensen_near(p, q, u) if t < near_range else far
 
-    @numba.njit(nogil=True, error_model="numpy")
-    def both_ways_near(p: Any, q: Any, u: Any) -> tuple[Any, Any]:
-        """Return `both_ways` where it is known that abs(u) is below 1."""
-        t = abs(u)
-        most = p if p > q else q
-        square = t * t
-        near = square * polynomial(-t, excess_coefficients)
-        reverse = near if u > zero else fma(-t, near, square - near)
-        return most * reverse, most * (square * polynomial(t, jensen_coefficients))
-
-    return rounder, power, weight, excess, shift, finite, both_ways, both_ways_near
+    return (
+        rounder,
+        power,
+        weight,
+        excess,
+        shift,
+        back_shift,
+        finite,
+        excesses,
+        jensen_near,
+        jensen,
+    )
 
 
 _FLOAT32 = _elements(np.float32, fma_f32, FLOAT32)
 _FLOAT64 = _elements(np.float64, fma_f64, FLOAT64)
-rounder, power, weight, excess, shift, finite, both_ways, both_ways_near = map(
-    by_type, _FLOAT32, _FLOAT64
-)
+(
+    rounder,
+    power,
+    weight,
+    excess,
+    shift,
+    back_shift,
+    finite,
+    excesses,
+    jensen_near,
+    jensen,
+) = map(by_type, _FLOAT32, _FLOAT64)

@@ -1,12 +1,9 @@
 """All that is measured of two softmax distributions at each position of a pair of chunks.
 
-The divergence is that of `states`, with the same bits. From the weights and the differences u of
-all classes, which are kept for that, a second loop takes the reverse divergence and that of Jensen
-and Shannon (J. Lin, "Divergence measures based on the Shannon entropy", IEEE Trans. Inf. Theory 37
-(1991) 145-151): both need the masses of all classes to be known.
+The divergence is that of `states`, with the same bits; the others are those of `both_ways`, for
+which the weights and the differences u of all classes of a position are kept.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,16 +11,14 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels import classes
-from kldiv_dask.kernels.bits import from_magnitude, magnitude_bits
+from kldiv_dask.kernels import both_ways
+from kldiv_dask.kernels.both_ways import CENTER_HIGH, CENTER_LOW, KEPT, REVERSE
 from kldiv_dask.kernels.compiled import compiled
 from kldiv_dask.kernels.elementary import exp, log
 from kldiv_dask.kernels.machine import LANES, lane_sum, prefetch, wide_vectors
 from kldiv_dask.kernels.segments import row_segments
 from kldiv_dask.kernels.states import (
     DIVERGENCE,
-    HIGH,
-    LOW,
     PIECE,
     STATE,
     SUM_INPUT,
@@ -34,7 +29,6 @@ from kldiv_dask.kernels.states import (
     conclude_piece,
     is_settled,
     merge,
-    terms_of,
     weigh,
 )
 from kldiv_dask.kernels.stored import as_stored, stored_type, widen
@@ -48,7 +42,7 @@ Chunk = npt.NDArray[np.floating]
 # label, and how much more b gives to it.
 (
     FORWARD,
-    REVERSE,
+    BACKWARD,
     JENSEN_SHANNON,
     MASS_INPUT,
     MASS_TARGET,
@@ -64,48 +58,19 @@ MEASURES = 11
 # Positions that are measured at a time.
 POSITIONS = 16384
 
-# What of a piece is kept for the second loop: c, and the largest logits.
-_HIGH, _LOW, _MOST_INPUT, _MOST_TARGET = range(4)
+# Beside what `both_ways` keeps of a piece, the largest logits.
+MOST_INPUT, MOST_TARGET = KEPT, KEPT + 1
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _largest_magnitude(u):
-    """Return the largest magnitude as float64; NaN where there is one."""
+def _first_at(stored, most, like):
+    """Return where a number is first met; beyond the end if nowhere."""
     wide_vectors()
-    most = magnitude_bits(u[0])
-    for i in range(u.size):
-        bits = magnitude_bits(u[i])
-        most = bits if bits > most else most
-    return from_magnitude(most, u[0])
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _fill_both_ways(w, v, u, share_target, share_input, shift):
-    """Put the parts of the reverse and of the Jensen-Shannon divergence in the places of w, v."""
-    wide_vectors()
-    real = w.dtype.type
-    share_target, share_input, shift = real(share_target), real(share_input), real(shift)
-    # The same bits in two thirds of the time; NaN compares false.
-    if _largest_magnitude(u) + abs(shift) < 0.99:
-        for i in range(w.size):
-            p, q = w[i] * share_target, v[i] * share_input
-            reverse, jensen = classes.both_ways_near(p, q, u[i] + shift)
-            w[i] = reverse
-            v[i] = jensen
-        return
-    for i in range(w.size):
-        reverse, jensen = classes.both_ways(w[i] * share_target, v[i] * share_input, u[i] + shift)
-        w[i] = reverse
-        v[i] = jensen
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _first_at(stored, first, stop, most, like):
-    """Return where a number is first met; `stop` if nowhere."""
-    for i in range(first, stop):
-        if np.float64(widen(stored[i], like[0])) == most:
-            return i
-    return stop
+    most = like.dtype.type(most)
+    place = stored.size
+    for i in range(stored.size):  # without an end before the end, this is done in vectors
+        place = min(place, i if widen(stored[i], like[0]) == most else stored.size)
+    return place
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -115,20 +80,15 @@ def _top(stored, first, classes, column, kept, like):
     for k in range(len(kept)):
         if kept[k, column] == most:
             start = first + k * PIECE
-            return _first_at(stored, start, min(start + PIECE, first + classes), most, like)
+            piece = stored[start : min(start + PIECE, first + classes)]
+            return start + _first_at(piece, most, like)
     return -1
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _share(unit, total, common, scale):
-    """Return what weights in a unit are to be multiplied by to be probabilities."""
-    return exp((unit - common) * scale) / total if unit > -np.inf else 0.0
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _describe(x, t, first, classes, scale, kept, work, pieces, state, extremes):
+def _describe(x, t, first, classes, scale, spaces, work, pieces, state, kept):
     """Fill the state of a position, and keep the weights and the differences of its classes."""
-    weights, inputs, differences = kept[0], kept[1], kept[2]
+    weights, inputs, differences = spaces[0], spaces[1], spaces[2]
     excluded_input = excluded_target = False
     for k in range(len(pieces)):
         start = k * PIECE
@@ -141,52 +101,31 @@ def _describe(x, t, first, classes, scale, kept, work, pieces, state, extremes):
         )
         excluded_input |= no_input
         excluded_target |= no_target
-        extremes[k, _MOST_INPUT], extremes[k, _MOST_TARGET] = most_input, most_target
+        kept[k] = 0
+        kept[k, MOST_INPUT], kept[k, MOST_TARGET] = most_input, most_target
         if is_settled(pieces[k]):
-            u[:] = 0
-            extremes[k, _HIGH] = extremes[k, _LOW] = 0.0
             continue
         center = center_of(pieces[k], offsets, scale, w)
         stop = first + start + size
         b, a = x[first + start : stop], t[first + start : stop]
         u[size:] = 0
-        terms_of(b, a, w, v, u[:size], pieces[k], offsets, center, scale, ordinary, work)
+        both_ways.fill_terms(
+            b, a, w, v, u[:size], pieces[k], offsets, center, scale, ordinary, work, kept[k]
+        )
         prefetch(x, stop + 3 * PIECE // 4, PIECE // 4)
         prefetch(t, stop + 3 * PIECE // 4, PIECE // 4)
-        high, low = conclude_piece(
-            pieces[k], center, offsets, work[0][:padded], work[1][:padded], scale
+        terms = work[:, :padded]
+        high, low, shift, excess = conclude_piece(
+            pieces[k], center, offsets, terms[0], terms[1], scale
         )
-        extremes[k, _HIGH], extremes[k, _LOW] = high, low
+        back = lane_sum(terms[2]) / pieces[k, SUM_TARGET]
+        kept[k, CENTER_HIGH], kept[k, CENTER_LOW] = high, low
+        kept[k, REVERSE] = both_ways.conclude(shift, excess, back, 0.0)
     if len(pieces) == 1:
         state[:] = pieces[0]
     else:
         merge(pieces, scale, state)
     return excluded_input, excluded_target
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _both_ways(classes, scale, kept, pieces, state, extremes):
-    """Return the reverse and the Jensen-Shannon divergence of a position that is described."""
-    reverse = jensen = 0.0
-    for k in range(len(pieces)):
-        part = pieces[k]
-        start = k * PIECE
-        padded = -(-min(classes - start, PIECE) // LANES) * LANES
-        w, v = kept[0, start : start + padded], kept[1, start : start + padded]
-        share_target = _share(part[UNIT_TARGET], state[SUM_TARGET], state[UNIT_TARGET], scale)
-        share_input = _share(part[UNIT_INPUT], state[SUM_INPUT], state[UNIT_INPUT], scale)
-        if not (part[SUM_TARGET] > 0 and part[SUM_INPUT] > 0):
-            only_target = np.float64(lane_sum(w)) * share_target
-            only_input = np.float64(lane_sum(v)) * share_input
-            jensen += 0.5 * math.log(2.0) * (only_target + only_input)
-            reverse += np.inf if only_input > 0 else 0.0
-            continue
-        shift = ((extremes[k, _HIGH] - state[HIGH]) + (extremes[k, _LOW] - state[LOW])) * scale
-        u = kept[2, start : start + padded]
-        _fill_both_ways(w, v, u, share_target, share_input, shift)
-        reverse += np.float64(lane_sum(w))
-        jensen += np.float64(lane_sum(v))
-    return reverse, jensen
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -198,25 +137,26 @@ def _take_as_given(out, log_input, log_target):
     out[MASS_INPUT], out[MASS_TARGET] = exp(log_input), exp(log_target)
     ratio = log_target - log_input
     out[FORWARD] = out[MASS_TARGET] * (out[FORWARD] + ratio)
-    out[REVERSE] = out[MASS_INPUT] * (out[REVERSE] - ratio)
+    out[BACKWARD] = out[MASS_INPUT] * (out[BACKWARD] - ratio)
 
 
-def _measure(x, t, scale, given, labels, kept, work, pieces, extremes, measures):
+def _measure(x, t, scale, given, labels, spaces, work, pieces, kept, measures):
     classes = x.size // measures.shape[1]
     state = np.empty(STATE)
-    like = kept[0]
+    like = spaces[0]
     for row in range(measures.shape[1]):
         first = row * classes
         out = measures[:, row]
         no_input, no_target = _describe(
-            x, t, first, classes, scale, kept, work, pieces, state, extremes
+            x, t, first, classes, scale, spaces, work, pieces, state, kept
         )
         mass_input, mass_target = state[SUM_INPUT], state[SUM_TARGET]
         out[FORWARD] = state[DIVERGENCE] if mass_target != 0 else np.nan
-        out[REVERSE] = out[JENSEN_SHANNON] = np.nan
+        out[BACKWARD] = out[JENSEN_SHANNON] = np.nan
         if mass_input > 0 and mass_target > 0:
-            out[REVERSE], out[JENSEN_SHANNON] = _both_ways(
-                classes, scale, kept, pieces, state, extremes
+            out[BACKWARD] = both_ways.merged_reverse(pieces, state, kept, scale)
+            out[JENSEN_SHANNON] = both_ways.jensen_shannon(
+                classes, scale, spaces, pieces, state, kept
             )
         log_input, log_target = log(mass_input), log(mass_target)
         unit_input, unit_target = state[UNIT_INPUT] * scale, state[UNIT_TARGET] * scale
@@ -224,8 +164,8 @@ def _measure(x, t, scale, given, labels, kept, work, pieces, extremes, measures)
             _take_as_given(out, unit_input + log_input, unit_target + log_target)
             log_input = log_target = unit_input = unit_target = 0.0
         out[EXCLUDES_INPUT], out[EXCLUDES_TARGET] = no_input, no_target
-        top = _top(x, first, classes, _MOST_INPUT, extremes, like)
-        agrees = top == _top(t, first, classes, _MOST_TARGET, extremes, like)
+        top = _top(x, first, classes, MOST_INPUT, kept, like)
+        agrees = top == _top(t, first, classes, MOST_TARGET, kept, like)
         out[AGREES] = agrees and not np.isnan(mass_input + mass_target)
         index = first + labels[row]
         b, a = np.float64(widen(x[index], like[0])), np.float64(widen(t[index], like[0]))
@@ -300,8 +240,8 @@ def measured(
     )
     kernel = compiled(_measure, signature)
     count = -(-classes // PIECE)
-    kept, work = np.empty((3, count * PIECE), dtype), np.empty((2, PIECE), dtype)
-    pieces, extremes = np.empty((count, STATE)), np.empty((count, 4))
+    spaces, work = np.empty((3, count * PIECE), dtype), np.empty((3, PIECE), dtype)
+    pieces, kept = np.empty((count, STATE)), np.empty((count, MOST_TARGET + 1))
     done = 0
     for segments in row_segments(x, t):
         rows = segments[0].size // classes
@@ -315,6 +255,6 @@ def measured(
             first = done + start
             chosen = labels[first : first + size]
             given = kind != "logits"
-            kernel(b, a, 1 / temperature, given, chosen, kept, work, pieces, extremes, measures)
+            kernel(b, a, 1 / temperature, given, chosen, spaces, work, pieces, kept, measures)
             yield Batch(first, measures)
         done += rows

@@ -58,12 +58,11 @@ FLOAT32 = _constants(
         0x1.71cd16p-19
     """,
     jensen="""
-        0x1p-3 -0x1.fffffep-5 0x1.ffff72p-7 -0x1.5548a8p-9 0x1.c621e2p-12 -0x1.67ebfep-14
-        0x1.648ff8p-17
+        0x1.fffffcp-5 -0x1.fffd3ep-8 0x1.c6c5f2p-11 -0x1.7eb93cp-14 0x1.2990c8p-17 -0x1.6f3a7ap-21
+        0x1.ecf282p-26
     """,
     mixture="""
-        0x1.62e43p-2 -0x1.3a37bep-3 -0x1.fffb68p-3 0x1.54c86ep-4 -0x1.4cf7dcp-5 0x1.54a74ap-6
-        -0x1.d0113ep-8
+        0x1.62e43p-2 -0x1.3a37f8p-3 -0x1.ffeac8p-3 0x1.51d91p-4 -0x1.18624cp-5
     """,
 )
 
@@ -91,16 +90,15 @@ FLOAT64 = _constants(
         0x1.94f8239e288a1p-37
     """,
     jensen="""
-        0x1p-3 -0x1.fffffffffffdfp-5 0x1.fffffffffd899p-7 -0x1.555555544b3b4p-9
-        0x1.c71c7155228a4p-12 -0x1.6c16b2f11584fp-14 0x1.6c14611c55a88p-17 0x1.1675a64642fcep-22
-        -0x1.e5f66318b190fp-26 -0x1.845d415eb6504p-24 0x1.625781421f1b8p-29 0x1.742fb19d38bffp-27
-        -0x1.9034c98ec1307p-29 0x1.030a4a7e3612fp-32
+        0x1.ffffffffffffdp-5 -0x1.ffffffffff657p-8 0x1.c71c71c6c48cep-11 -0x1.82d82d6ed654fp-14
+        0x1.427a8ba77fa48p-17 -0x1.0a3a2eac97eaap-20 0x1.b52e175a158aap-24 -0x1.65a4901bbe006p-27
+        0x1.234a2df26afddp-30 -0x1.d4b76b2f7f5d2p-34 0x1.6ad42fc57f8adp-37 -0x1.fd25de09048a4p-41
+        0x1.241c34be1186ap-44 -0x1.d1f415ee4d0dcp-49 0x1.750cdfcfa00cap-54
     """,
     mixture="""
-        0x1.62e42fefa39efp-2 -0x1.3a37a020b8c13p-3 -0x1.fffffffffd87ap-3 0x1.5555555369c53p-4
-        -0x1.555554b79d50fp-5 0x1.99997d351eacbp-6 -0x1.110f72d732d65p-6 0x1.85f88601f7c01p-7
-        -0x1.23b6d9e105bd2p-7 0x1.beaf1c8348ad1p-8 -0x1.4e48adbfe945p-8 0x1.bc230df8aeb45p-9
-        -0x1.b84c0c23e8c43p-10 0x1.cc76a3409ab85p-12
+        0x1.62e42fefa39efp-2 -0x1.3a37a020b8b5fp-3 -0x1.00000000032fbp-2 0x1.555555583d03ap-4
+        -0x1.555555fa5e8aap-5 0x1.9999a895b92b6p-6 -0x1.1110a7d282b35p-6 0x1.85eb65495c707p-7
+        -0x1.221638a0bea51p-7 0x1.a281e959f1915p-8 -0x1.b0ab0dbbe5fadp-9
     """,
 )
 

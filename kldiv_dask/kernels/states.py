@@ -105,7 +105,7 @@ def _fill_weights(stored, unit, scale, ordinary, out):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _rounding(b, a, difference):
+def rounding(b, a, difference):
     """Return what rounding has taken from b - a: Knuth, TAOCP 2, section 4.2.2, theorem B."""
     back = difference - b
     return (b - (difference - back)) - (a + back)
@@ -123,7 +123,7 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
         for i in range(w.size):
             b, a = widen(x[i], w[i]), widen(t[i], w[i])
             high = b - a
-            u = ((high - center) + (_rounding(b, a, high) - center_low)) * scale
+            u = ((high - center) + (rounding(b, a, high) - center_low)) * scale
             shift = w[i] * u
             v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
             w[i] = shift
@@ -131,7 +131,7 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
         for i in range(w.size):
             b, a = widen(x[i], w[i]) - offset_x, widen(t[i], w[i]) - offset_t
             high = b - a
-            low = classes.finite(_rounding(b, a, high))
+            low = classes.finite(rounding(b, a, high))
             u = ((high - center) + (low - center_low)) * scale
             shift = classes.shift(u, w[i])
             v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
@@ -139,58 +139,10 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _fill_differences(x, t, offsets, c, scale, ordinary, u):
-    """Fill u as `_fill_terms` has it."""
-    wide_vectors()
-    real = u.dtype.type
-    center, center_low = c
-    scale, offset_x, offset_t = real(scale), real(offsets[0]), real(offsets[1])
-    if ordinary and offset_x == 0 and offset_t == 0:
-        for i in range(u.size):
-            b, a = widen(x[i], u[i]), widen(t[i], u[i])
-            high = b - a
-            u[i] = ((high - center) + (_rounding(b, a, high) - center_low)) * scale
-    else:
-        for i in range(u.size):
-            b, a = widen(x[i], u[i]) - offset_x, widen(t[i], u[i]) - offset_t
-            high = b - a
-            low = classes.finite(_rounding(b, a, high))
-            u[i] = ((high - center) + (low - center_low)) * scale
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _fill_terms_from(u, w, v, ratio, ordinary, shifts, excesses):
-    """Fill what `_fill_terms` puts in the places of w and v."""
-    wide_vectors()
-    ratio = w.dtype.type(ratio)
-    if ordinary:
-        for i in range(u.size):
-            shift = w[i] * u[i]
-            excesses[i] = classes.excess(u[i], w[i], v[i] * ratio, shift)
-            shifts[i] = shift
-    else:
-        for i in range(u.size):
-            shift = classes.shift(u[i], w[i])
-            excesses[i] = classes.excess(u[i], w[i], v[i] * ratio, shift)
-            shifts[i] = shift
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def terms_of(x, t, w, v, u, state, offsets, c, scale, ordinary, work):
-    """Do what `_fill_terms` does in two loops, which leave w and v as they are and keep u."""
-    size, padded = u.size, w.size
-    _fill_differences(x, t, offsets, c, scale, ordinary, u)
-    ratio = state[SUM_TARGET] / state[SUM_INPUT]
-    work[:, size:padded] = 0
-    plain = ordinary and offsets[0] == 0 and offsets[1] == 0
-    _fill_terms_from(u, w[:size], v[:size], ratio, plain, work[0][:size], work[1][:size])
-
-
-@numba.njit(nogil=True, error_model="numpy")
 def _center(b, a, ratio, scale, like):
     """Return c times T in two numbers of a type, given T times the logarithms of the units."""
     high = b - a
-    low = _rounding(b, a, high) - log(ratio) / scale
+    low = rounding(b, a, high) - log(ratio) / scale
     center = like.dtype.type(high + low)
     return center, like.dtype.type((high - np.float64(center)) + low)
 
@@ -276,16 +228,16 @@ def center_of(state, offsets, scale, like):
 def conclude_piece(state, center, offsets, shifts, excesses, scale):
     """Set the divergence and r of a piece, given its center and its padded terms.
 
-    Returns c times T in two numbers, without offsets.
+    Returns c times T in two numbers, without offsets, and the sums of p u and p (exp(u) - 1 - u).
     """
     mass = state[SUM_TARGET]
     shift, excess = lane_sum(shifts) / mass, lane_sum(excesses) / mass
     high, low = np.float64(center[0]), np.float64(center[1])
     if offsets[0] != 0 or offsets[1] != 0:
         difference = offsets[0] - offsets[1]
-        high, low = difference, _rounding(offsets[0], offsets[1], difference) + (high + low)
+        high, low = difference, rounding(offsets[0], offsets[1], difference) + (high + low)
     _conclude(state, high, low, shift, excess, 0.0, scale)
-    return high, low
+    return high, low, shift, excess
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -109,7 +109,7 @@ def of(positions: Positions) -> State:
     kl = measures[comparison.FORWARD]
     with np.errstate(over="ignore"):
         squared = kl * kl
-    sums = [kl, squared, measures[comparison.REVERSE], measures[comparison.JENSEN_SHANNON]]
+    sums = [kl, squared, measures[comparison.BACKWARD], measures[comparison.JENSEN_SHANNON]]
     counts = [measures[comparison.AGREES].astype(np.int64)]
     label_bins = _no_table(1, 0)
     if positions.labelled is not None:

@@ -33,8 +33,8 @@ class Format(NamedTuple):
 
 
 FORMATS = (
-    Format("FLOAT32", 24, 8, 5, 3, 8, 7, 7),
-    Format("FLOAT64", 53, 11, 10, 7, 13, 14, 14),
+    Format("FLOAT32", 24, 8, 5, 3, 8, 7, 5),
+    Format("FLOAT64", 53, 11, 10, 7, 13, 15, 11),
 )
 
 # Powers of two are taken out of the argument of log so that what remains lies in [START, 2 START].
@@ -44,6 +44,9 @@ START = mpf(89) / 128
 EXP_RANGE = LN2 / 2 * (1 + mpf(2) ** -16)
 
 LOG_RANGE = max((1 - START) / (1 + START), (2 * START - 1) / (2 * START + 1)) ** 2
+
+# A compromise of two polynomials, one of which grows with it and one shrinks.
+JENSEN_RANGE = 2
 
 
 def exp_remainder(r: mpf) -> tuple[mpf, mpf]:
@@ -64,19 +67,20 @@ def excess(u: mpf) -> tuple[mpf, mpf]:
     return value, 1 / value
 
 
-def jensen(t: mpf) -> tuple[mpf, mpf]:
-    """J(t) / t^2, and what one unit of it adds to J, relatively.
+def jensen(square: mpf) -> tuple[mpf, mpf]:
+    """J(u) / u^2 of u^2, and what one unit of it adds to J, relatively.
 
-    J(t) = ((1 + e^-t) ln(2 / (1 + e^-t)) - t e^-t) / 2 is what a class adds to the Jensen-Shannon
-    divergence if its larger probability is 1 and the smaller e^-t.
+    J(u) = (s ln(2 s) + (1 - s) ln(2 (1 - s))) / 2 with s = 1 / (1 + e^-u), an even function, is
+    what a class adds to the Jensen-Shannon divergence if its two probabilities sum to 1 and the
+    logarithm of their ratio is u.
     """
-    z = mp.exp(-t)
-    value = ((1 + z) * mp.log(2 / (1 + z)) - t * z) / (2 * t**2)
+    s = 1 / (1 + mp.exp(-mp.sqrt(square)))
+    value = (s * mp.log(2 * s) + (1 - s) * mp.log(2 * (1 - s))) / (2 * square)
     return value, 1 / value
 
 
 def mixture(z: mpf) -> tuple[mpf, mpf]:
-    """(1 + z) ln(2 / (1 + z)) / 2, and what one unit of it adds to J(-ln z), relatively."""
+    """(1 + z) ln(2 / (1 + z)) / 2, and what one unit of it adds to (1 + z) J(ln z), relatively."""
     value = (1 + z) * mp.log(2 / (1 + z)) / 2
     return value, 1 / (value + z * mp.log(z) / 2)
 
@@ -145,8 +149,8 @@ def derive(form: Format) -> tuple[str, dict[str, mpf]]:
         "exp": (exp_remainder, -EXP_RANGE, EXP_RANGE, form.exp_terms),
         "log": (log_remainder, mpf(0), LOG_RANGE, form.log_terms),
         "excess": (excess, mpf(-1), mpf(1), form.excess_terms),
-        "jensen": (jensen, mpf(0), mpf(1), form.jensen_terms),
-        "mixture": (mixture, mpf(0), mp.exp(-1), form.mixture_terms),
+        "jensen": (jensen, mpf(0), JENSEN_RANGE**2, form.jensen_terms),
+        "mixture": (mixture, mpf(0), mp.exp(-JENSEN_RANGE), form.mixture_terms),
     }
     lines = [f"{form.name} = _constants(", f"    np.{form.name.lower()},"]
     lines += [f'    {name}="{literal(value)}",' for name, value in numbers.items()]
