@@ -13,6 +13,7 @@ from kldiv_dask import EvaluationError, evaluate, kl_div_with_logits
 from kldiv_dask.evaluation.checkpoint import packed
 from kldiv_dask.evaluation.statistics import PROBABILITIES
 from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
+from kldiv_dask.statistics.sketch import RELATIVE_ERROR
 from kldiv_dask.statistics.state import merge
 from tests import reference_evaluation as twin
 
@@ -233,17 +234,17 @@ def test_one_position(cut):
 # Real data: what a text recogniser and its quantised twin say
 
 
-def test_real_logits():
-    expected = json.loads((OCR / "expected.json").read_text())["logits"]
-    found = run(OCR / "student_logits.npy", OCR / "teacher_logits.npy")
-    divergences = np.array(expected["per_position"])
-    near(found.mean, divergences.mean())
+@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-6), ("float64", 1e-12)])
+def test_real_logits(dtype, tolerance):
+    expected = json.loads((OCR / "expected.json").read_text())["whole_logits"]
+    keys = {"input_key": "student", "target_key": "teacher"}
+    found = run(OCR / "logits.zarr", OCR / "logits.zarr", **keys, dtype=dtype)
+    near(found.mean, expected["mean"], tolerance)
     assert found.worst[0]["index"] == expected["worst_position"]
-    near(found.worst[0]["kl"], divergences.max())
-    quantiles = np.quantile(divergences, PROBABILITIES)
-    near(list(found.quantiles.values()), quantiles.tolist(), 2**-8 + 1e-6)
-    tops = [np.load(OCR / f"{who}_logits.npy").argmax(axis=-1) for who in ("student", "teacher")]
-    assert found.overall.top1_agreement == (tops[0] == tops[1]).mean()
+    near(found.worst[0]["kl"], expected["worst"], tolerance)
+    assert found.overall.top1_agreement == expected["top1_agreement"]
+    for probability, quantile in expected["quantiles"].items():
+        near(found.quantiles[float(probability)], quantile, RELATIVE_ERROR + tolerance)
 
 
 def test_real_log_probs():

@@ -1,4 +1,6 @@
-"""Compute `expected.json`: the divergences of the stored arrays, to 50 digits.
+"""Compute `expected.json`: the divergences of the stored arrays.
+
+Those of the `.npy` files to 50 digits, those of the whole logits in NumPy's long double.
 
 Run as ``python -m tests.data.ocr.make_expected``.
 """
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import mpmath
 import numpy as np
+import zarr
 
 FOLDER = Path(__file__).parent
 
@@ -36,6 +39,25 @@ def position_divergence(student: list[float], teacher: list[float]) -> mpmath.mp
     return cross / teacher_total - mpmath.log(teacher_total) + mpmath.log(student_total)
 
 
+def whole_logits() -> dict[str, object]:
+    """Summarise the divergences of all positions."""
+    group = zarr.open_group(FOLDER / "logits.zarr", mode="r")
+    logits = [np.asarray(group[model]).astype(np.longdouble) for model in ("student", "teacher")]
+    tops = [a.argmax(axis=-1) for a in logits]
+    shifted = [a - a.max(axis=-1, keepdims=True) for a in logits]
+    student, teacher = (a - np.log(np.exp(a).sum(axis=-1, keepdims=True)) for a in shifted)
+    kl = (np.exp(teacher) * (teacher - student)).sum(axis=-1)
+    quantiles = (0.01, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999)
+    return {
+        "shape": list(teacher.shape),
+        "mean": float(kl.mean()),
+        "worst": float(kl.max()),
+        "worst_position": [int(i) for i in np.unravel_index(kl.argmax(), kl.shape)],
+        "top1_agreement": float(np.mean(tops[0] == tops[1])),
+        "quantiles": {str(q): float(np.quantile(kl, q)) for q in quantiles},
+    }
+
+
 def main() -> None:
     mpmath.mp.dps = 50
     total = log_prob_sum()
@@ -61,6 +83,7 @@ def main() -> None:
             "per_position": positions,
             "worst_position": [int(i) for i in worst],
         },
+        "whole_logits": whole_logits(),
     }
     text = json.dumps(expected, indent=2)
     (FOLDER / "expected.json").write_text(text + "\n")
