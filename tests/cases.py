@@ -1,11 +1,12 @@
 """Inputs that the tests share: data types, shapes, values, and every way to chunk an array."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from tests.reference import finfo
 
@@ -101,6 +102,15 @@ def cancelling(
     half = np.exp2(exponents).astype(dtype)
     x = rng.permutation(np.concatenate([half, -half]))
     return x, np.full_like(x, 0.0 if log_target else 1.0)
+
+
+def slow_unless(usual: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
+    """Cases of a test, of which only the usual ones run where slow tests do not."""
+    usual, cases = list(usual), list(cases)
+    assert all(case in cases for case in usual)
+    return [
+        case if case in usual else pytest.param(*case, marks=pytest.mark.slow) for case in cases
+    ]
 
 
 def compositions(length: int) -> Iterator[tuple[int, ...]]:

@@ -39,6 +39,7 @@ def test_a_block_takes_less_than_a_mebibyte(layout, dtype, log_target):
     assert peak < 2**20
 
 
+@pytest.mark.slow
 def test_a_pair_larger_than_the_worker(tmp_path):
     limit = 576 * 2**20
     paths = out_of_core.write_pair(tmp_path, 768 * 2**20)

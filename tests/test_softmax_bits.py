@@ -112,6 +112,7 @@ def digest() -> str:
     return sha.hexdigest()
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_processor() -> None:
     generic = subprocess.run(
         [sys.executable, "-c", "from tests.test_softmax_bits import digest; print(digest())"],
