@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kldiv_dask import config  # noqa: F401 (puts the defaults into Dask's configuration)
+
 if TYPE_CHECKING:
     from kldiv_dask.evaluation import (
         Comparison,

@@ -20,7 +20,7 @@ class Pair(NamedTuple):
     `dtype` is the promoted type, `chunks` are those of the broadcast result; sizes may be NaN.
     `matching` are the axes, counted from the last, along which both have more than one element.
     `where` is None, or an array of booleans that is chunked like the result where it is not of
-    length one.
+    length one. `nbytes` is the size of what the operands were at first, NaN if it is unknown.
     """
 
     input: da.Array
@@ -29,6 +29,7 @@ class Pair(NamedTuple):
     chunks: Chunks
     matching: tuple[int, ...]
     where: da.Array | None
+    nbytes: float
 
     @property
     def ndim(self) -> int:
@@ -123,6 +124,7 @@ def align(
     cut into the common refinement of both chunkings.
     """
     _check_shapes(input, target)
+    nbytes = sum(math.prod(a.shape) * a.dtype.itemsize for a in (input, target))
     input, target = (_joined(_narrowed(a, dtype)) for a in (input, target))
     # Rechunking the smaller one moves fewer bytes.
     if _nbytes(input) < _nbytes(target):
@@ -140,12 +142,12 @@ def align(
         )
     )
     where = None if where is None else align_where(where, chunks)
-    return Pair(input, target, dtype, chunks, tuple(_matching(input, target)), where)
+    return Pair(input, target, dtype, chunks, tuple(_matching(input, target)), where, nbytes)
 
 
-def alone(array: da.Array, where: da.Array | None) -> Pair:
+def alone(array: da.Array, where: da.Array | None, nbytes: float) -> Pair:
     """Return an array, and what of it is included, in the shape of a pair with itself."""
-    return Pair(array, array, array.dtype, array.chunks, (), where)
+    return Pair(array, array, array.dtype, array.chunks, (), where, nbytes)
 
 
 def align_where(where: Any, chunks: Chunks) -> da.Array:

@@ -27,25 +27,27 @@ class Room(NamedTuple):
 
 # From the roof down: imports only point to rows below.
 HOUSE = {
-    "__init__": Room("evaluation functional storage"),
+    "__init__": Room("evaluation functional storage config"),
     "cli": Room(
         "cluster evaluation functional options storage workers", "click", on_use="distributed numpy"
     ),
     "workers": Room("", "distributed"),
     "cluster": Room("", on_use="dask distributed"),
     "evaluation": Room(
-        "functional graph statistics align partial options storage kernels",
+        "functional labelled graph statistics align partial options storage config kernels",
         "dask numpy",
         on_use="matplotlib",
     ),
-    "functional": Room("graph align partial options kernels", "dask numpy"),
-    "graph": Room("align statistics partial options kernels", "dask numpy"),
+    "functional": Room("labelled graph align partial options kernels", "dask numpy"),
+    "labelled": Room("align options", "dask numpy", on_use="xarray"),
+    "graph": Room("align statistics partial options config kernels", "dask numpy"),
     "statistics": Room("partial kernels", "numpy"),
     "align": Room("", "dask numpy"),
     "partial": Room("kernels", "numpy"),
     "kernels": Room("", "numpy numba llvmlite"),
     "options": Room("", "numpy", on_use="ml_dtypes"),
-    "storage": Room("", "dask numpy", on_use="fsspec h5py ml_dtypes safetensors zarr"),
+    "storage": Room("config", "dask numpy", on_use="fsspec h5py ml_dtypes safetensors zarr"),
+    "config": Room("", "dask"),
 }
 
 # Of a room below, a room may know one thing only.
@@ -141,7 +143,20 @@ def test_imports_of_other_packages() -> None:
         ("numba", {"kernels"}),
         ("llvmlite", {"kernels"}),
         ("click", {"cli"}),
-        ("dask", {"evaluation", "functional", "graph", "align", "storage", "cluster"}),
+        ("xarray", {"labelled"}),
+        (
+            "dask",
+            {
+                "evaluation",
+                "functional",
+                "labelled",
+                "graph",
+                "align",
+                "storage",
+                "cluster",
+                "config",
+            },
+        ),
     ],
 )
 def test_who_knows_a_package(package: str, rooms: set[str]) -> None:

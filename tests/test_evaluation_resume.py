@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 
 from kldiv_dask import Evaluation, EvaluationError, EvaluationWarning, evaluate
-from kldiv_dask.evaluation import checkpoint, run
+from kldiv_dask.evaluation import checkpoint
 from kldiv_dask.evaluation.checkpoint import packed
 from tests.stores import chunk_files, write
 
@@ -63,8 +64,9 @@ def load(path):
 
 
 @pytest.fixture(autouse=True)
-def small_slabs(monkeypatch):
-    monkeypatch.setattr(run, "PER_THREAD", 1)
+def small_slabs():
+    with dask.config.set({"kldiv.evaluate.pairs-per-thread": 1}):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +159,10 @@ def test_many_exceptions(tmp_path, undisturbed, monkeypatch):
 # Imports and compiles once, and forks a process for each run.
 SERVER = """
 import os, sys
-from kldiv_dask.evaluation import run
+import dask
 from tests.test_evaluation_resume import go
 
-run.PER_THREAD = 1
+dask.config.set({"kldiv.evaluate.pairs-per-thread": 1})
 go()
 print("ready", flush=True)
 for line in sys.stdin:

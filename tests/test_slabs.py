@@ -15,10 +15,10 @@ CHUNKS = (2, 3)
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small():
     """Let the walk begin beyond 10 pairs of chunks, with 7 in a slab."""
-    monkeypatch.setattr(summary_module.graph, "GRAPH", 10)
-    monkeypatch.setattr(slabs, "SLAB", 7)
+    with dask.config.set({"kldiv.graph-size": 10, "kldiv.slab-size": 7}):
+        yield
 
 
 def pair(kind="wide", shape=(40, 9), chunks=CHUNKS):
@@ -63,12 +63,13 @@ def test_logits(small, chunks):
     assert got.numel == 30
 
 
-def test_as_many_as_a_graph_should_have_are_one_graph(monkeypatch):
-    monkeypatch.setattr(summary_module.graph, "GRAPH", 60)
+def test_as_many_as_a_graph_should_have_are_one_graph():
     lazy = kl_div_summary(*pair())
-    assert not lazy.is_large
-    monkeypatch.setattr(slabs, "SLAB", 0)  # would not end
-    assert np.isfinite(lazy.compute().sum)
+    with dask.config.set({"kldiv.graph-size": 60, "kldiv.slab-size": "refused by a walk"}):
+        assert not lazy.is_large
+        assert np.isfinite(lazy.compute().sum)
+    with dask.config.set({"kldiv.graph-size": 59}):
+        assert lazy.is_large
 
 
 def test_only_a_slab_is_read_at_a_time(small):

@@ -80,9 +80,7 @@ SMALL = "where", "groups", "labels"
     "--checkpoint-interval",
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    help="How often to save.",
+    help="How often to save.  [default: 60, or kldiv.evaluate.checkpoint-interval of Dask]",
 )
 @click.option("--no-resume", is_flag=True, help="Start over, in the place of the checkpoint.")
 @click.option(

@@ -30,15 +30,19 @@ class Comparison(NamedTuple):
     confidence_interval: Interval
     """Of the difference, at 95 %."""
     p_value: float
-    """How probable a difference as large would be if there were none, from Student's t test."""
+    """How probable a difference as large would be if there were none, from Student's t test.
+
+    It is off by at most 1e-13, so that what is less than 1e-12 says no more than that.
+    """
     clusters: int
     """How many sums that is from."""
 
     def __str__(self) -> str:
         low, high = self.confidence_interval
+        p = "p < 1e-12" if self.p_value < 1e-12 else f"p = {self.p_value:.2g}"
         return (
             f"mean divergences differ by {self.difference:.4g} nats (95 % confidence "
-            f"{low:.4g} to {high:.4g}, p = {self.p_value:.2g}, {self.clusters} clusters)"
+            f"{low:.4g} to {high:.4g}, {p}, {self.clusters} clusters)"
         )
 
 

@@ -1,16 +1,16 @@
 """One pass over the data of two models."""
 
 import os
+from collections.abc import Hashable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import dask.array as da
 import dask.base
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph
+from kldiv_dask import graph, labelled
 from kldiv_dask.align import align, align_small, as_dask
 from kldiv_dask.evaluation.errors import EvaluationError
 from kldiv_dask.evaluation.progress import ProgressLine
@@ -45,17 +45,18 @@ def evaluate(
     *,
     kind: Literal["logits", "log_probs", "probs"] = "logits",
     axis: int = -1,
+    dim: Hashable = None,
     temperature: float = 1.0,
     where: Any = None,
     groups: Any = None,
     labels: Any = None,
-    cluster_axis: int = 0,
+    cluster_axis: int | str = 0,
     dtype: npt.DTypeLike | None = None,
     chunks: Chunks = None,
     input_key: str | None = None,
     target_key: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_interval: float = 60.0,
+    checkpoint_interval: float | None = None,
     resume: bool = True,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
@@ -68,7 +69,7 @@ def evaluate(
 
     Parameters
     ----------
-    input, target : array_like, str or os.PathLike
+    input, target : array_like, xarray.DataArray, str or os.PathLike
         What the model to evaluate and its teacher gave, with the classes along `axis`; or the
         paths of both, as `open_pair` takes them.
     kind : {'logits', 'log_probs', 'probs'}
@@ -78,6 +79,8 @@ def evaluate(
         contributes 0.
     axis : int
         The axis of the classes. If it is cut, its chunks are joined, which may move the data.
+    dim : str, optional
+        Of DataArrays, the name of the dimension of the classes, in the place of `axis`.
     temperature : float
         What logits are divided by.
     where : array_like of bool or path, optional
@@ -86,9 +89,10 @@ def evaluate(
         The name of the group that each position is in; broadcasts to them.
     labels : array_like of integers or path, optional
         The class that is right at each position, or -100 where there is none.
-    cluster_axis : int
-        The axis of the positions along which sequences are counted, which are taken to be
-        independent of each other. More than 1024 are put together in as many runs of neighbours.
+    cluster_axis : int or str
+        The axis of the positions, or of DataArrays the dimension, along which sequences are
+        counted, which are taken to be independent of each other. More than 1024 are put together
+        in as many runs of neighbours.
     dtype : {None, 'float64'}
         float64 to compute in float64 what would be in float32: logits that are no float64.
     chunks : int, str, tuple, mapping or None, optional
@@ -98,8 +102,9 @@ def evaluate(
     checkpoint : str or os.PathLike, optional
         A local file that is written now and then, and when the run ends or fails. A run that finds
         it takes up where the other ended.
-    checkpoint_interval : float
-        After how many seconds it is written again.
+    checkpoint_interval : float, optional
+        After how many seconds it is written again: by default 60, or what
+        ``kldiv.evaluate.checkpoint-interval`` of Dask's configuration says.
     resume : bool
         False to start over, in the place of the checkpoint.
     on_error : {'raise', 'skip'}
@@ -119,15 +124,20 @@ def evaluate(
     Raises
     ------
     ValueError
-        Shapes, axes or options do not fit, or the checkpoint is damaged or of another run.
+        Shapes, axes, dimensions, labels or options do not fit, or the checkpoint is damaged or of
+        another run.
     TypeError
-        Something is not of a type that is accepted.
+        Something is not of a type that is accepted, such as a Dataset.
     EvaluationError
         A slab failed, as where a label is no class; its positions are named.
 
     Notes
     -----
     The divergence is that of `kl_div_with_logits`, with the same bits for logits.
+
+    DataArrays are paired by the names of their dimensions, as in `kl_div`; the positions are those
+    of `input`, then what `target` has more. Beside them, a string as `where`, `groups` or `labels`
+    is the name of a coordinate of either; a file can then be given as `pathlib.Path`.
 
     Examples
     --------
@@ -146,21 +156,27 @@ def evaluate(
         raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'skip'")
     path = None if checkpoint is None else _checked_path(checkpoint)
     described = {"input": _described(input, input_key), "target": _described(target, target_key)}
-    arrays, identities = _opened((input, target), (input_key, target_key), chunks)
+    operands, identities = _opened((input, target), (input_key, target_key), chunks)
+    said = _said({"where": where, "groups": groups, "labels": labels}, operands)
+    given = labelled.match(*operands, said, axis=axis, dim=dim, classes=True)
+    arrays = as_dask(given.input, given.target)
+    identities = identities or [array.name for array in arrays]
     wide = resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
     wide = wide or (dtype is not None and float_dtype(dtype) == np.float64)
     computed = graph.computed_in(wide, temperature)
-    classes = resolve_class_axis(axis, *arrays)
+    classes = resolve_class_axis(given.axis, *arrays)
     whole = [last_axis(classes, array) for array in arrays]
     whole = [a if a.numblocks[-1] == 1 else a.rechunk({a.ndim - 1: -1}) for a in whole]
     pair = align(whole[0], whole[1], np.dtype(np.float64), stacklevel=2)
     shape = tuple(map(sum, pair.chunks[:-1]))
     if any(np.isnan(shape)):
         raise ValueError("input and target have unknown chunk sizes; call compute_chunk_sizes()")
-    cluster_axis = _checked_cluster_axis(cluster_axis, len(shape))
+    cluster_axis = _checked_cluster_axis(cluster_axis, len(shape), given.dims[:-1])
     positions = pair.chunks[:-1]
-    small = _aligned({"where": where, "groups": groups, "labels": labels}, positions)
-    operands = graph.Operands(pair.input, pair.target, **small)
+    small = {
+        name: None if array is None else align_small(name, array, positions, *SMALL[name])
+        for name, array in given.small.items()
+    }
     plan = Plan(shape, cluster_axis, kind, temperature, computed, _tolerance(arrays))
     fingerprint = {
         "input": identities[0],
@@ -176,7 +192,7 @@ def evaluate(
         "version": version("kldiv-dask"),
     }
     run = Run(
-        graph.states(operands, plan),
+        graph.states(graph.Operands(pair.input, pair.target, **small), plan),
         [_ends(lengths) for lengths in positions],
         fingerprint,
         path,
@@ -193,25 +209,26 @@ def evaluate(
     names = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "version")
     provenance = described | {name: fingerprint[name] for name in names}
     provenance |= {"dtype": pair.input.dtype.name, "seconds": round(end.seconds, 3)}
+    if given.dims:
+        provenance["dims"] = list(map(str, given.dims[:-1]))
     return Evaluation(end.state, fingerprint, provenance, end.skipped)
 
 
 def _opened(
     operands: tuple[Any, Any], keys: tuple[str | None, str | None], chunks: Chunks
-) -> tuple[tuple[da.Array, da.Array], list[str]]:
-    """Return both operands as arrays, and what tells each from all others."""
+) -> tuple[tuple[Any, Any], list[str] | None]:
+    """Open what is given by its path; of two files, return also what tells each from all others."""
     for name, key, operand in zip(("input", "target"), keys, operands, strict=True):
         if key is not None and not isinstance(operand, PATHS):
             raise ValueError(f"{name}_key is {key!r}, and {name} is no path")
     if all(isinstance(operand, PATHS) for operand in operands):
         pair = open_pair(*operands, chunks=chunks, input_key=keys[0], target_key=keys[1])
         return pair, [token(*both) for both in zip(operands, keys, strict=True)]
-    opened = [
+    input, target = (
         open_array(operand, chunks=chunks, key=key) if isinstance(operand, PATHS) else operand
         for operand, key in zip(operands, keys, strict=True)
-    ]
-    arrays = as_dask(*opened)
-    return arrays, [array.name for array in arrays]
+    )
+    return (input, target), None
 
 
 def _silent(*_: Any) -> None:
@@ -235,7 +252,12 @@ def _checked_path(checkpoint: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _checked_cluster_axis(axis: Any, ndim: int) -> int:
+def _checked_cluster_axis(axis: Any, ndim: int, dims: labelled.Dims) -> int:
+    if dims and isinstance(axis, str):
+        if axis not in dims:
+            known = ", ".join(map(repr, dims))
+            raise ValueError(f"cluster_axis is {axis!r}; the positions have {known}")
+        return dims.index(axis)
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         raise TypeError(f"cluster_axis is {axis!r}; accepted is an integer")
     if ndim and not -ndim <= axis < ndim:
@@ -243,13 +265,12 @@ def _checked_cluster_axis(axis: Any, ndim: int) -> int:
     return int(axis) % max(ndim, 1)
 
 
-def _aligned(arrays: dict[str, Any], chunks: Any) -> dict[str, da.Array | None]:
-    """Open what is said of positions, and give it their chunks."""
-    aligned: dict[str, da.Array | None] = {}
-    for name, array in arrays.items():
-        opened = open_array(array) if isinstance(array, PATHS) else array
-        aligned[name] = None if array is None else align_small(name, opened, chunks, *SMALL[name])
-    return aligned
+def _said(small: dict[str, Any], operands: tuple[Any, Any]) -> dict[str, Any]:
+    """Open what is said of positions by a path, or by a coordinate of the operands."""
+    meant = {name: labelled.coordinate(name, array, *operands) for name, array in small.items()}
+    return {
+        n: open_array(array) if isinstance(array, PATHS) else array for n, array in meant.items()
+    }
 
 
 def _tolerance(arrays: Any) -> float:

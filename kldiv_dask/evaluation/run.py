@@ -11,19 +11,13 @@ from typing import Any
 import dask
 import dask.array as da
 
+from kldiv_dask import config
 from kldiv_dask.evaluation import checkpoint
 from kldiv_dask.evaluation.checkpoint import Progress
 from kldiv_dask.evaluation.errors import EvaluationError, EvaluationWarning
 from kldiv_dask.graph import merged_state
 from kldiv_dask.kernels.segments import pieces
 from kldiv_dask.statistics.state import State, merge
-
-# Pairs of chunks of a slab for each thread: at the end of one, threads wait for the last of them,
-# on average half as long as a pair takes.
-PER_THREAD = 16
-
-# The most that a scheduler should be given at once.
-MOST = 50_000
 
 Slices = tuple[slice, ...]
 Notify = Callable[[Progress, int], None]
@@ -50,6 +44,8 @@ class Run:
         What tells this run from any other, for JSON.
     path : Path or None
         The checkpoint.
+    interval : float or None
+        After how many seconds it is written again; None for what the configuration says.
     """
 
     def __init__(
@@ -60,14 +56,18 @@ class Run:
         path: Path | None,
         *,
         resume: bool,
-        interval: float,
+        interval: float | None,
         skip: bool,
         scheduler: Any,
     ) -> None:
         self.states, self._regions, self._path = states, regions, path
-        self._fingerprint, self._interval, self._skip = fingerprint, interval, skip
+        self._fingerprint, self._skip = fingerprint, skip
+        self._interval = (
+            config.seconds("evaluate.checkpoint-interval") if interval is None else interval
+        )
         self._options = {} if scheduler is None else {"scheduler": scheduler}
-        slab = min(PER_THREAD * threads(scheduler), MOST)
+        each = config.count("evaluate.pairs-per-thread")
+        slab = min(each * threads(scheduler), config.count("slab-size"))
         self.progress = Progress(done=0, slab=slab, seconds=0.0, skipped=[], state=None)
         if path is not None and resume and path.exists():
             self.progress = checkpoint.load(path, fingerprint)

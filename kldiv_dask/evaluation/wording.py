@@ -12,6 +12,7 @@ LONGEST = 300
 _MOST_RUNS = 1000
 
 Rows = Sequence[tuple[str, ...]]
+Dims = list[str]
 
 
 class Table(NamedTuple):
@@ -115,20 +116,22 @@ def headline(report: Report) -> str:
 def remarks(report: Report) -> Iterator[tuple[bool, str]]:
     """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
     found = [(name, check) for name, check in report["checks"].items() if check["count"]]
+    dims = _dims(report)
     for name, check in found:
         what, loud = _CHECKS[name]
         one = check["count"] == 1
         line = f"{check['count']:,} {'position is' if one else 'positions are'} {what}"
         if check.get("largest_deviation") is not None:
             line += f" (by up to {number(check['largest_deviation'])})"
-        yield loud, f"{line}, first at {_index(check['first'][0])}" if check["first"] else line
+        place = _index(check["first"][0], dims) if check["first"] else ""
+        yield loud, f"{line}, first at {place}" if place else line
     skipped = report["skipped"]
     if report["checks"] and not found and not skipped:
         yield False, "data checks: nothing found"
     for one in skipped[:10]:
-        region = ", ".join(f"{start}:{stop}" for start, stop in one["region"])
+        region = _index((f"{start}:{stop}" for start, stop in one["region"]), dims)
         count = f"{one['positions']:,} positions"
-        yield True, f"skipped [{region}], {count}: {clean(one['error'], LONGEST)}"
+        yield True, f"skipped {region}, {count}: {clean(one['error'], LONGEST)}"
     if skipped[10:]:
         count = sum(one["positions"] for one in skipped[10:])
         yield True, f"skipped {len(skipped) - 10:,} more regions, {count:,} positions"
@@ -136,19 +139,21 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
 
 def tables(report: Report, worst: int, groups: int, everything: bool = False) -> Iterator[Table]:
     """Yield the tables of a report that have rows; pages have `everything`."""
-    overall = report["overall"]
+    overall, dims = report["overall"], _dims(report)
     found = [
         Table("Summary", (), _summary(report)),
         Table("Distribution", ("quantile", "KL"), _quantiles(overall), chart="distribution"),
-        _by_position(report["by_position"] if everything else []),
+        _by_position(report["by_position"] if everything else [], dims),
         _groups(report["groups"], groups),
-        Table("Worst positions", ("position", "KL"), _worst(overall.get("worst", [])[:worst])),
-        _checks(report["checks"] if everything else {}),
+        Table(
+            "Worst positions", ("position", "KL"), _worst(overall.get("worst", [])[:worst], dims)
+        ),
+        _checks(report["checks"] if everything else {}, dims),
         Table("Labels", (), _labels(overall.get("labels"))),
         Table(
             "Provenance",
             (),
-            [(k.replace("_", " "), number(v)) for k, v in report["provenance"].items()],
+            [(k.replace("_", " "), _listed(v)) for k, v in report["provenance"].items()],
         ),
     ]
     return (table for table in found if table.rows)
@@ -173,12 +178,12 @@ def _quantiles(overall: Report) -> Rows:
     return [(f"{p * 100:.6g} %", number(value)) for p, value in overall.get("quantiles", ())]
 
 
-def _by_position(runs: list[Report]) -> Table:
+def _by_position(runs: list[Report], dims: Dims) -> Table:
     rows = [
         (f"{run['start']}:{run['stop']}", number(run["count"]), number(run["mean"]))
         for run in runs[:_MOST_RUNS]
     ]
-    head = ("along the last axis", "positions", "mean KL")
+    head = (f"along {dims[-1]}" if dims else "along the last axis", "positions", "mean KL")
     return Table("KL by position", head, rows, _more(len(runs) - _MOST_RUNS), "by_position")
 
 
@@ -200,16 +205,16 @@ def _groups(groups: list[Report], most: int) -> Table:
     return Table("Groups", head, rows, note, "groups")
 
 
-def _worst(worst: list[Report]) -> Rows:
-    return [(_index(one["index"]), number(one["kl"])) for one in worst]
+def _worst(worst: list[Report], dims: Dims) -> Rows:
+    return [(_index(one["index"], dims), number(one["kl"])) for one in worst]
 
 
-def _checks(checks: Report) -> Table:
+def _checks(checks: Report, dims: Dims) -> Table:
     rows = [
         (
             _CHECKS[name][0],
             number(check["count"]),
-            ", ".join(map(_index, check["first"][:3])) or "-",
+            ", ".join(_index(index, dims) for index in check["first"][:3]) or "-",
             number(check.get("largest_deviation")),
         )
         for name, check in checks.items()
@@ -233,8 +238,20 @@ def _half(statistics: Report, interval: str) -> float:
     return float(high - low) / 2
 
 
-def _index(index: Iterable[int]) -> str:
-    return f"[{', '.join(map(str, index))}]"
+def _dims(report: Report) -> Dims:
+    """Return the names of the axes of the positions, if they have any."""
+    dims = report["provenance"].get("dims")
+    # Evaluations that were merged may differ in them.
+    return dims if isinstance(dims, list) else []
+
+
+def _index(index: Iterable[Any], dims: Dims) -> str:
+    parts = [f"{dim}={place}" for dim, place in zip(dims, index, strict=True)] if dims else index
+    return f"[{', '.join(map(str, parts))}]"
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else number(value)
 
 
 def _more(count: int, before: str = "") -> str:

@@ -7,7 +7,7 @@ import dask
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph, partial
+from kldiv_dask import graph, labelled, partial
 from kldiv_dask.functional.divergence import prepare, whole
 from kldiv_dask.functional.logits import merged_positions, prepare_logits
 from kldiv_dask.options import (
@@ -94,7 +94,7 @@ class KLDivergence:
         Parameters
         ----------
         input, target : array_like
-            NumPy or Dask arrays of what `kind` says.
+            NumPy or Dask arrays of what `kind` says; DataArrays are paired by name.
         where : array_like of bool, optional
             Which elements, or positions of logits, to include.
 
@@ -105,20 +105,14 @@ class KLDivergence:
             those before.
         """
         if self.kind == "logits":
-            logits, to = prepare_logits(
-                input, target, self.axis, self.temperature, where, self.dtype, stacklevel=2
-            )
+            given = labelled.match(input, target, {"where": where}, axis=self.axis, classes=True)
+            logits, to = prepare_logits(given, self.temperature, self.dtype, stacklevel=2)
             types = [to.name, logits.dtype.name]
             pair, merged = merged_positions(logits, None)
         else:
+            given = labelled.match(input, target, {"where": where})
             pair, term = prepare(
-                input,
-                target,
-                self.kind == "log_probs",
-                self.dtype,
-                self.zero_safe,
-                where,
-                stacklevel=2,
+                given, self.kind == "log_probs", self.dtype, self.zero_safe, stacklevel=2
             )
             types = [term.dtype.name, term.compute_dtype.name]
             merged = graph.merged(graph.partials(pair, term, whole(pair)), None, whole(pair))

@@ -1,12 +1,13 @@
 """torch's `kl_div` and `KLDivLoss`."""
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph
+from kldiv_dask import graph, labelled
 from kldiv_dask.align import Pair, align, as_dask
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.kernels.pointwise import Term
@@ -20,6 +21,7 @@ from kldiv_dask.options import (
 )
 
 Axis = int | tuple[int, ...] | None
+Dim = Hashable | Sequence[Hashable] | None
 
 
 def kl_div(
@@ -31,12 +33,13 @@ def kl_div(
     log_target: bool = False,
     *,
     axis: Axis = None,
+    dim: Dim = None,
     keepdims: bool = False,
     where: Any = None,
     dtype: npt.DTypeLike | None = None,
     zero_safe: bool = False,
     split_every: SplitEvery = None,
-) -> da.Array:
+) -> Any:
     r"""Kullback-Leibler divergence of chunked arrays, as `torch.nn.functional.kl_div` defines it.
 
     The term of each element is ``xlogy(target, target) - target * input``, or
@@ -49,7 +52,8 @@ def kl_div(
     Parameters
     ----------
     input : array_like of float16, bfloat16, float32 or float64
-        Log-probabilities: a Dask array, a NumPy array, or what `dask.array.asanyarray` takes.
+        Log-probabilities: a Dask array, a NumPy array, or what `dask.array.asanyarray` takes; or an
+        `xarray.DataArray`, see below.
     target : array_like of float16, bfloat16, float32 or float64
         Probabilities, or log-probabilities with `log_target`. Broadcasts with `input`, both ways.
     size_average, reduce : bool, optional
@@ -64,6 +68,8 @@ def kl_div(
         Axes of the broadcast result that ``'sum'`` or ``'mean'`` reduces; by default all. Each sum
         is exact, and fastest where the axes have one chunk each; where not, every element of the
         result takes 584 bytes in each chunk on the way.
+    dim : str, or sequence of them, optional
+        Of DataArrays, the names of the dimensions to reduce, in the place of `axis`.
     keepdims : bool
         Whether the axes that are reduced are left in the result, with length one.
     where : array_like of bool, optional
@@ -84,7 +90,7 @@ def kl_div(
 
     Returns
     -------
-    dask.array.Array
+    dask.array.Array, or xarray.DataArray of one if an operand is a DataArray
         Lazy; 0-d, or with what `axis` and `keepdims` leave, or of the broadcast shape for
         ``'none'``.
 
@@ -93,12 +99,14 @@ def kl_div(
     ValueError
         `reduction` is unknown, the shapes do not broadcast together, `where` does not broadcast to
         that of the result, `axis` names one twice or comes with ``'batchmean'`` or ``'none'``,
-        `keepdims` comes with ``'none'``, or chunk sizes are unknown where they are needed.
+        `keepdims` comes with ``'none'``, or chunk sizes are unknown where they are needed. Of
+        DataArrays: lengths or labels of a dimension differ, `dim` names none, or a plain array or
+        `axis` is ambiguous beside them.
     numpy.exceptions.AxisError
         `axis` is out of bounds.
     TypeError
-        An operand is complex, integer or boolean, `dtype` is not a supported floating type, or
-        `where` is not boolean.
+        An operand is complex, integer or boolean, `dtype` is not a supported floating type,
+        `where` is not boolean, or an operand is a Dataset.
 
     Warns
     -----
@@ -106,6 +114,16 @@ def kl_div(
         ``reduction='mean'`` is asked for, the default included, or a deprecated spelling is used.
     dask.array.PerformanceWarning
         The operands' chunks differ and one operand has to be rechunked.
+
+    Notes
+    -----
+    DataArrays are paired, and with `where`, by the names of their dimensions, in any order; what
+    one lacks broadcasts. The dimensions of the result are those of `input`, then what `target` has
+    more; ``'batchmean'`` divides by the length of the first dimension of `input`. Labels have to
+    be equal: nothing is selected or reordered to make them so. Coordinates and attributes are kept
+    as in xarray's arithmetic, but for coordinates of both that are Dask arrays: those of `input`
+    are kept without a look at the others. The axes of a plain array beside a DataArray are its
+    last dimensions, and `axis` numbers its dimensions, where all DataArrays agree on them.
 
     References
     ----------
@@ -128,27 +146,38 @@ def kl_div(
     array([0.143841, 0.      ])
     >>> print(f"{kl_div(q, p, reduction='batchmean', where=[[True], [False]]).compute():.6f}")
     0.143841
+
+    With names:
+
+    >>> import xarray as xr
+    >>> student = xr.DataArray(q, dims=("batch", "class"), coords={"batch": ["a", "b"]})
+    >>> teacher = xr.DataArray(p.T, dims=("class", "batch"))
+    >>> divergence = kl_div(student, teacher, reduction="sum", dim="class")
+    >>> divergence.dims, round(float(divergence.sel(batch="a")), 6)
+    (('batch',), 0.143841)
     """
     resolved = resolve_reduction(size_average, reduce, reduction, stacklevel=2)
     check_axis(axis, keepdims, resolved)
-    pair, term = prepare(input, target, log_target, dtype, zero_safe, where, stacklevel=2)
-    return _resolved(pair, term, resolved, axis, bool(keepdims), split_every)
+    if dim is not None and (resolved.kind == "none" or resolved.per_batch):
+        raise ValueError(f"dim is {dim!r} with reduction={reduction!r}; it is for 'sum' and 'mean'")
+    given = labelled.match(input, target, {"where": where}, axis=axis, dim=dim)
+    pair, term = prepare(given, log_target, dtype, zero_safe, stacklevel=2)
+    result = _resolved(pair, term, resolved, given.axis, bool(keepdims), split_every)
+    return given.wrap(result, () if resolved.kind == "none" else given.axis)
 
 
 def prepare(
-    input: Any,
-    target: Any,
+    given: labelled.Operands,
     log_target: bool,
     dtype: npt.DTypeLike | None,
     zero_safe: bool,
-    where: Any = None,
     *,
     stacklevel: int,
 ) -> tuple[Pair, Term]:
     """Resolve the operands and options that say what the terms are."""
-    input, target = as_dask(input, target)
+    input, target = as_dask(given.input, given.target)
     resolved = resolve_dtype(input, target, dtype)
-    pair = align(input, target, resolved, where, stacklevel=stacklevel + 1)
+    pair = align(input, target, resolved, given.small["where"], stacklevel=stacklevel + 1)
     return pair, Term(resolved, bool(log_target), bool(zero_safe))
 
 
@@ -232,13 +261,13 @@ class KLDivLoss:
         self.zero_safe = zero_safe
         self.split_every = split_every
 
-    def __call__(self, input: Any, target: Any) -> da.Array:
+    def __call__(self, input: Any, target: Any) -> Any:
         """Return `kl_div` of a pair; see there."""
         resolved = resolve_reduction(None, None, self.reduction, stacklevel=2)
-        pair, term = prepare(
-            input, target, self.log_target, self.dtype, self.zero_safe, stacklevel=2
-        )
-        return _resolved(pair, term, resolved, None, False, self.split_every)
+        given = labelled.match(input, target, {"where": None})
+        pair, term = prepare(given, self.log_target, self.dtype, self.zero_safe, stacklevel=2)
+        result = _resolved(pair, term, resolved, None, False, self.split_every)
+        return given.wrap(result, () if resolved.kind == "none" else None)
 
     def __repr__(self) -> str:
         return f"KLDivLoss(reduction={self.reduction!r}, log_target={self.log_target!r})"

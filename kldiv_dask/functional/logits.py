@@ -1,12 +1,13 @@
 """KL divergence of softmax distributions from their logits."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph
+from kldiv_dask import graph, labelled
 from kldiv_dask.align import Pair, align, align_where, as_dask
 from kldiv_dask.functional.divergence import whole
 from kldiv_dask.functional.summary import LazySummary, summarise
@@ -24,12 +25,13 @@ def kl_div_with_logits(
     target: Any,
     *,
     axis: int = -1,
+    dim: Hashable = None,
     temperature: float = 1.0,
     reduction: str = "mean",
     where: Any = None,
     dtype: npt.DTypeLike | None = None,
     split_every: SplitEvery = None,
-) -> da.Array:
+) -> Any:
     r"""Kullback-Leibler divergence of softmax distributions, straight from their logits.
 
     At each position, which is what is left of the shape without `axis`, this is
@@ -42,11 +44,13 @@ def kl_div_with_logits(
     ----------
     input : array_like of float16, bfloat16, float32 or float64
         Logits of the distribution Q: a Dask array, a NumPy array, or what
-        `dask.array.asanyarray` takes.
+        `dask.array.asanyarray` takes; or an `xarray.DataArray`, see below.
     target : array_like of float16, bfloat16, float32 or float64
         Logits of P, with as many classes. The other axes broadcast with those of `input`.
     axis : int
         The axis of the classes.
+    dim : str, optional
+        Of DataArrays, the name of the dimension of the classes, in the place of `axis`.
     temperature : float
         What the logits are divided by; positive.
     reduction : {'mean', 'batchmean', 'sum', 'none'}
@@ -66,19 +70,20 @@ def kl_div_with_logits(
 
     Returns
     -------
-    dask.array.Array
+    dask.array.Array, or xarray.DataArray of one if an operand is a DataArray
         Lazy; 0-d, or of the shape of the positions for ``'none'``.
 
     Raises
     ------
     ValueError
         `reduction` is unknown, `temperature` is not positive and finite, the shapes do not fit,
-        or there are no classes.
+        or there are no classes. Of DataArrays: lengths or labels of a dimension differ, `dim` names
+        none, or a plain array or `axis` is ambiguous beside them.
     numpy.exceptions.AxisError
         `axis` is out of bounds.
     TypeError
-        An operand or `dtype` is not of a supported floating type, `axis` is not an integer, or
-        `where` is not boolean.
+        An operand or `dtype` is not of a supported floating type, `axis` is not an integer,
+        `where` is not boolean, or an operand is a Dataset.
 
     Warns
     -----
@@ -101,6 +106,9 @@ def kl_div_with_logits(
     ``rechunk({axis: -1})`` on both operands makes the bits independent of their chunks at the
     cost of moving the data.
 
+    DataArrays are paired by the names of their dimensions, as in `kl_div`; the result has those of
+    the positions, and ``'batchmean'`` divides by the length of the first.
+
     References
     ----------
     .. [1] S. Kullback and R. A. Leibler, "On Information and Sufficiency", Ann. Math. Statist. 22
@@ -116,13 +124,22 @@ def kl_div_with_logits(
     array([0.143841, 0.      ])
     >>> round(float(kl_div_with_logits(student, teacher)), 6)
     0.071921
+
+    With names:
+
+    >>> import xarray as xr
+    >>> student = xr.DataArray(student, dims=("batch", "class"), coords={"batch": ["a", "b"]})
+    >>> divergence = kl_div_with_logits(student, teacher, dim="class", reduction="none")
+    >>> round(float(divergence.sel(batch="a")), 6)
+    0.143841
     """
     resolved = resolve_logits_reduction(reduction)
-    logits, to = prepare_logits(input, target, axis, temperature, where, dtype, stacklevel=2)
+    given = labelled.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
+    logits, to = prepare_logits(given, temperature, dtype, stacklevel=2)
     if resolved.kind == "none":
-        return graph.divergences(logits, to, split_every)
+        return given.wrap(graph.divergences(logits, to, split_every), (-1,))
     pair, merged = merged_positions(logits, split_every)
-    return graph.value(merged, resolved, pair, to)
+    return given.wrap(graph.value(merged, resolved, pair, to))
 
 
 def kl_div_with_logits_summary(
@@ -130,6 +147,7 @@ def kl_div_with_logits_summary(
     target: Any,
     *,
     axis: int = -1,
+    dim: Hashable = None,
     temperature: float = 1.0,
     where: Any = None,
     dtype: npt.DTypeLike | None = None,
@@ -139,7 +157,7 @@ def kl_div_with_logits_summary(
 
     Parameters
     ----------
-    input, target, axis, temperature, where, dtype, split_every
+    input, target, axis, dim, temperature, where, dtype, split_every
         As for `kl_div_with_logits`.
 
     Returns
@@ -160,31 +178,29 @@ def kl_div_with_logits_summary(
     >>> float(summary.sum), int(summary.numel)
     (0.0, 4)
     """
-    logits, to = prepare_logits(input, target, axis, temperature, where, dtype, stacklevel=2)
+    given = labelled.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
+    logits, to = prepare_logits(given, temperature, dtype, stacklevel=2)
     positions, blocks = graph.position_partials(logits, split_every)
     return summarise(blocks, positions, to, split_every)
 
 
 def prepare_logits(
-    input: Any,
-    target: Any,
-    axis: int,
+    given: labelled.Operands,
     temperature: float,
-    where: Any,
     dtype: npt.DTypeLike | None,
     *,
     stacklevel: int,
 ) -> tuple[graph.Logits, np.dtype[Any]]:
     """Align the operands, the classes last, and resolve the type of the result."""
     temperature = resolve_temperature(temperature)
-    input, target = as_dask(input, target)
+    input, target = as_dask(given.input, given.target)
     to, wide = resolve_logits_dtype(input, target, dtype)
-    classes = resolve_class_axis(axis, input, target)
+    classes = resolve_class_axis(given.axis, input, target)
     input, target = (last_axis(classes, logits) for logits in (input, target))
     # Narrowing would change logits, which are taken as exact.
     pair = align(input, target, np.dtype(np.float64), stacklevel=stacklevel + 1)
-    if where is not None:
-        pair = graph.mask_positions(pair, align_where(where, pair.chunks[:-1]))
+    if given.small["where"] is not None:
+        pair = graph.mask_positions(pair, align_where(given.small["where"], pair.chunks[:-1]))
     return graph.Logits(pair, temperature, graph.computed_in(wide, temperature)), to
 
 

@@ -1,5 +1,7 @@
 """All reductions from one read."""
 
+import html
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +9,9 @@ import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+from dask.utils import format_bytes
 
-from kldiv_dask import graph
+from kldiv_dask import graph, labelled
 from kldiv_dask.align import Pair
 from kldiv_dask.functional.divergence import prepare, whole
 from kldiv_dask.graph.tree import SplitEvery
@@ -53,7 +56,8 @@ class KLDivSummary(NamedTuple):
         """Compute all fields from a single read of the data.
 
         Beyond 100,000 pairs of chunks, more than Dask's scheduler should be given at once, this
-        walks the data slab by slab, with the same result.
+        walks the data slab by slab, with the same result; ``kldiv.graph-size`` of Dask's
+        configuration says otherwise.
 
         Parameters
         ----------
@@ -69,6 +73,17 @@ class KLDivSummary(NamedTuple):
         """
         return KLDivSummary(*dask.compute(*self, **kwargs))
 
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><th scope='row'>{name}</th><td>{html.escape(_shown(value))}</td></tr>"
+            for name, value in self._asdict().items()
+        )
+        return f"<table>{''.join(rows)}</table>"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, np.integer) else str(value)
+
 
 class LazySummary(KLDivSummary):
     """A summary that knows the partials it is of."""
@@ -78,13 +93,25 @@ class LazySummary(KLDivSummary):
 
     @property
     def pairs(self) -> int:
-        """The number of pairs of chunks."""
+        """The number of pairs of chunks; where the classes of logits are cut, of rows of them."""
         return graph.size(self.blocks)
 
     @property
     def is_large(self) -> bool:
         """Whether there are more pairs of chunks than one graph should have."""
-        return self.pairs > graph.GRAPH
+        return graph.is_large(self.blocks)
+
+    def __repr__(self) -> str:
+        pairs = f"{self.pairs:,} pair{'' if self.pairs == 1 else 's'} of chunks"
+        size = self.pair.nbytes
+        read = "an unknown amount" if math.isnan(size) else format_bytes(int(size))
+        return (
+            f"KLDivSummary of {self.sum.dtype}, lazy: {pairs}, {read} to read; "
+            f"compute() gives {', '.join(self._fields)}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>"
 
     def compute(
         self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
@@ -134,7 +161,8 @@ def kl_div_summary(
     >>> kl_div_summary(np.array([-np.inf, 0.0]), np.zeros(2)).compute().nan_count
     np.int64(1)
     """
-    pair, term = prepare(input, target, log_target, dtype, zero_safe, where, stacklevel=2)
+    given = labelled.match(input, target, {"where": where})
+    pair, term = prepare(given, log_target, dtype, zero_safe, stacklevel=2)
     return summarise(graph.partials(pair, term, whole(pair)), pair, term.dtype, split_every)
 
 

@@ -14,11 +14,10 @@ from kldiv_dask.graph.positions import (
     mask_positions,
     position_partials,
 )
-from kldiv_dask.graph.slabs import GRAPH, size, walk
+from kldiv_dask.graph.slabs import is_large, size, walk
 from kldiv_dask.graph.tree import fan_in, merged
 
 __all__ = [
-    "GRAPH",
     "Logits",
     "Operands",
     "batch_size",
@@ -26,6 +25,7 @@ __all__ = [
     "count",
     "divergences",
     "fan_in",
+    "is_large",
     "mask_positions",
     "merged",
     "merged_state",

@@ -13,7 +13,7 @@ from kldiv_dask.graph.stages import stage
 from kldiv_dask.options import Kind, Reduction
 
 
-@stage("finalise")
+@stage("finalised")
 def _finalise(
     merged: partial.Partial,
     rows: Any = None,
@@ -28,7 +28,7 @@ def _finalise(
     return partial.quotient(sums, divisor, to)
 
 
-@stage("finalise")
+@stage("finalised")
 def _finalise_many(merged: partial.Partial, kind: Kind, to: np.dtype[Any]) -> Any:
     """Finalise a partial for each output, and leave an axis of length one in place of it."""
     divisors = merged[..., partial.NUMEL]
@@ -37,17 +37,17 @@ def _finalise_many(merged: partial.Partial, kind: Kind, to: np.dtype[Any]) -> An
     return partial.quotients(merged, divisors, to)[..., None]
 
 
-@stage("finalise")
+@stage("finalised")
 def _without(values: Any, axis: tuple[int, ...]) -> Any:
     return values.squeeze(axis)
 
 
-@stage("finalise")
+@stage("finalised")
 def _finalise_count(merged: partial.Partial, slot: int) -> Any:
     return merged.reshape(partial.SIZE)[slot]
 
 
-@stage("finalise")
+@stage("finalised")
 def _finalise_batch_size(
     merged: partial.Partial, rows: Any = None, *, copies: int, masked: bool
 ) -> Any:

@@ -146,7 +146,8 @@ def divergences(logits: Logits, to: np.dtype[Any], split_every: SplitEvery) -> d
 
 def position_partials(logits: Logits, split_every: SplitEvery) -> tuple[Pair, da.Array]:
     """Return what stands for the positions, and the partial of each of their chunks."""
-    positions = alone(_kept(logits, FLOAT64, split_every), logits.pair.where)
+    pair = logits.pair
+    positions = alone(_kept(logits, FLOAT64, split_every), pair.where, pair.nbytes)
     axes, size = dict.fromkeys(range(positions.ndim), 1), {positions.ndim: partial.SIZE}
     return positions, blockwise(_sum, positions, axes, np.dtype(np.int64), size)
 

@@ -8,22 +8,19 @@ import dask
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import partial
+from kldiv_dask import config, partial
 from kldiv_dask.graph.tree import merged
 from kldiv_dask.kernels.segments import pieces
-
-# Blocks that one graph may have. Dask's scheduler keeps about 2 kB for each.
-GRAPH = 100_000
-
-# Blocks of a slab. A scheduler takes about a millisecond for each, and has nothing to do for two
-# seconds while the next slab is built. They are computed one after the other: graphs that share
-# tasks, such as the chunks of a mask, may not be in a distributed scheduler's hands at once.
-SLAB = 50_000
 
 
 def size(blocks: da.Array) -> int:
     """Return how many blocks of partials there are."""
     return math.prod(blocks.numblocks)
+
+
+def is_large(blocks: da.Array) -> bool:
+    """Whether there are more blocks than one graph should have."""
+    return size(blocks) > config.count("graph-size")
 
 
 def walk(
@@ -46,6 +43,8 @@ def walk(
         What `merged` would return, of one chunk in memory.
     """
     total = partial.zero()
+    # One after the other: graphs that share tasks, such as the chunks of a mask, may not be in a
+    # distributed scheduler's hands at once.
     for slab in _slabs(blocks):
         (found,) = dask.compute(merged(slab, None, tuple(range(slab.ndim - 1))), **kwargs)
         total = partial.merge(np.stack([total, found.reshape(partial.SIZE)]), axis=(0,))
@@ -55,6 +54,6 @@ def walk(
 
 
 def _slabs(blocks: da.Array) -> Iterator[da.Array]:
-    for place in pieces(blocks.numblocks[:-1], SLAB):
+    for place in pieces(blocks.numblocks[:-1], config.count("slab-size")):
         # A block of partials has one element along each axis of the grid.
         yield blocks[place]

@@ -7,14 +7,10 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import partial
+from kldiv_dask import config, partial
 from kldiv_dask.graph.stages import stage
 
 SplitEvery = int | Mapping[int, int] | None
-
-# Partials merged by one task. A partial is under 1 kB, so a merge costs less than its own
-# scheduling, and 32 keep the tree over 1e5 blocks four levels high.
-FAN_IN = 32
 
 # Of many outputs, a merge takes no more bytes of partials than this if it can.
 MERGE_BYTES = 64 * 2**20
@@ -52,13 +48,14 @@ def merged(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> 
 
 def _fan_in_of(blocks: da.Array) -> int:
     """Return how many blocks of partials one task merges by default."""
+    most = config.count("split-every", least=2)
     block = 8 * math.prod(max(lengths) for lengths in blocks.chunks)
     # NaN, for an unknown length, compares false.
-    return max(2, MERGE_BYTES // block) if block > MERGE_BYTES // FAN_IN else FAN_IN
+    return max(2, MERGE_BYTES // block) if block * most > MERGE_BYTES else most
 
 
 def fan_in(
-    split_every: SplitEvery, numblocks: tuple[int, ...], default: int = FAN_IN
+    split_every: SplitEvery, numblocks: tuple[int, ...], default: int | None = None
 ) -> dict[int, int]:
     """Spread `split_every` over the axes so that one merge takes about that many partials.
 
@@ -72,6 +69,7 @@ def fan_in(
     >>> fan_in(16, (1000, 2))
     {0: 8, 1: 2}
     """
+    default = default or config.count("split-every", least=2)
     if isinstance(split_every, Mapping):
         return {axis: _checked(split_every.get(axis, default)) for axis in range(len(numblocks))}
     left = default if split_every is None else _checked(split_every)

@@ -8,14 +8,11 @@ import dask.array as da
 import numpy as np
 from dask.utils import parse_bytes
 
+from kldiv_dask import config
 from kldiv_dask.storage.source import Source
 
 Chunks: TypeAlias = int | str | Sequence[Any] | Mapping[int, Any] | None
 NormalisedChunks: TypeAlias = tuple[tuple[int, ...], ...]
-
-# The scheduler spends about a millisecond on a task, so a thousand threads are kept busy if a task
-# runs for a second: the time it takes to fetch, decode and reduce a chunk of this size.
-CHUNK_BYTES = 128 * 2**20
 
 
 def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedChunks:
@@ -29,9 +26,9 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
     sources : sequence of Source
         Arrays whose shapes broadcast.
     chunks : int, str, tuple, mapping or None
-        ``None`` or ``'auto'`` for about 128 MiB of the widest array in a chunk, a size such as
-        ``'64 MiB'`` for another limit, or anything else that `dask.array.from_array` takes, said
-        of the broadcast shape.
+        ``None`` or ``'auto'`` for about 128 MiB of the widest array in a chunk, or what
+        ``kldiv.chunk-size`` of Dask's configuration says; a size such as ``'64 MiB'`` for another
+        limit; or anything else that `dask.array.from_array` takes, said of the broadcast shape.
 
     Returns
     -------
@@ -41,13 +38,14 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
     Raises
     ------
     ValueError
-        If `chunks` can't be understood or does not suit the shape.
+        If `chunks` or the configuration can't be understood, or `chunks` does not suit the shape.
     """
     shape = np.broadcast_shapes(*(source.shape for source in sources))
     dtype = max((source.dtype for source in sources), key=lambda dtype: dtype.itemsize)
+    given = isinstance(chunks, str) and chunks != "auto"
+    limit = 0 if given else config.size("chunk-size")
     try:
-        limit = CHUNK_BYTES
-        if isinstance(chunks, str) and chunks != "auto":
+        if given:
             limit = parse_bytes(chunks)
         unit = _read_unit(sources, shape, limit // dtype.itemsize)
         if chunks is None or isinstance(chunks, str):

@@ -53,11 +53,11 @@ def open_array(
           signature of HDF5;
         - a base file of llama.cpp, from ``llama-perplexity --save-all-logits``, under any name.
     chunks : int, str, tuple, mapping or None, optional
-        Chunks to read. By default about 128 MiB each, whole multiples of the stored chunks (of the
-        shards if there are any), leading axes split before the last one; a stored chunk larger
-        than that is read whole. In a Fortran-ordered ``.npy`` file trailing axes are split first.
-        A size such as ``'64 MiB'`` sets another limit; anything else is as in
-        `dask.array.from_array`.
+        Chunks to read. By default about 128 MiB each, or what ``kldiv.chunk-size`` of Dask's
+        configuration says, whole multiples of the stored chunks (of the shards if there are any),
+        leading axes split before the last one; a stored chunk larger than that is read whole. In a
+        Fortran-ordered ``.npy`` file trailing axes are split first. A size such as ``'64 MiB'``
+        sets another limit; anything else is as in `dask.array.from_array`.
     key : str, optional
         Path of the array within a Zarr group or an HDF5 file, or name of the tensor; where an HDF5
         or ``.safetensors`` file holds only one, it can be left out. Of a base file of llama.cpp,
@@ -75,7 +75,8 @@ def open_array(
     dask.array.Array
         Array of the stored shape and dtype, in native byte order. Chunks of ``.npy`` and
         ``.safetensors`` files are read-only views of the file. Opening the same file again gives
-        the same keys; writing the file, or Zarr metadata, gives new ones.
+        the same keys; writing the file, or Zarr metadata, gives new ones, as long as the time of
+        writing is another.
 
     Raises
     ------

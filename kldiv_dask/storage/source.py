@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-REAL_FLOATS = ("float16", "bfloat16", "float32", "float64")
+from kldiv_dask import config
 
-# Seconds to wait before a read is tried again, and once more: enough for a server that is busy or a
-# mount that is lost for a moment, and little beside the time that a computation has taken by then.
-PAUSES = 0.5, 2.0
+REAL_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class ChunkReadError(OSError):
@@ -105,7 +103,7 @@ class Source(ABC):
     def __getitem__(self, index: Any) -> np.ndarray[Any, np.dtype[Any]]:
         index = index if isinstance(index, tuple) else (index,)
         index += (slice(None),) * (self.ndim - len(index))
-        pauses = iter(PAUSES)
+        pauses = iter(config.pauses("retry-pauses"))
         while True:
             try:
                 return np.asarray(self.read(index), dtype=self.dtype)

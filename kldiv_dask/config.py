@@ -1,0 +1,102 @@
+"""The section `kldiv` of Dask's configuration: its defaults, and its values as they are used.
+
+Importing this module puts the defaults, which are in ``kldiv.yaml``, behind what is configured.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.config
+from dask.utils import parse_bytes, parse_timedelta
+
+DEFAULTS = Path(__file__).with_name("kldiv.yaml")
+
+dask.config.update_defaults(dask.config.collect([str(DEFAULTS)], env={}))
+
+
+def size(key: str) -> int:
+    """Return a size in bytes.
+
+    Examples
+    --------
+    >>> import dask
+    >>> with dask.config.set({"kldiv.chunk-size": "64 MiB"}):
+    ...     size("chunk-size")
+    67108864
+    """
+    value = _get(key)
+    found = _number(value, parse_bytes)
+    if not 1 <= found < math.inf:
+        raise _refused(key, value, "a size such as '64 MiB', or a number of bytes, from 1 on")
+    return int(found)
+
+
+def count(key: str, least: int = 1) -> int:
+    """Return a whole number.
+
+    Examples
+    --------
+    >>> import dask
+    >>> with dask.config.set({"kldiv.split-every": 8}):
+    ...     count("split-every", least=2)
+    8
+    """
+    value = _get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _refused(key, value, f"a whole number from {least} on")
+    return value
+
+
+def seconds(key: str) -> float:
+    """Return a duration in seconds.
+
+    Examples
+    --------
+    >>> import dask
+    >>> with dask.config.set({"kldiv.evaluate.checkpoint-interval": "5 minutes"}):
+    ...     seconds("evaluate.checkpoint-interval")
+    300.0
+    """
+    value = _get(key)
+    found = _number(value, parse_timedelta)
+    if not 0 <= found < math.inf:
+        raise _refused(key, value, "a duration such as '5 minutes', or a number of seconds")
+    return found
+
+
+def pauses(key: str) -> list[float]:
+    """Return a list of durations in seconds.
+
+    Examples
+    --------
+    >>> import dask
+    >>> with dask.config.set({"kldiv.retry-pauses": [1, "1 minute"]}):
+    ...     pauses("retry-pauses")
+    [1.0, 60.0]
+    """
+    value = _get(key)
+    known = isinstance(value, list | tuple)
+    found = [_number(one, parse_timedelta) for one in value] if known else [math.nan]
+    if not all(0 <= one < math.inf for one in found):
+        raise _refused(key, value, "a list of durations such as [0.5, '2 s'], or [] for none")
+    return found
+
+
+def _get(key: str) -> Any:
+    return dask.config.get(f"kldiv.{key}")
+
+
+def _number(value: Any, parse: Callable[[str], float]) -> float:
+    """Return a number, or what a string is parsed to; NaN of anything else."""
+    if isinstance(value, bool) or value == "":
+        return math.nan
+    try:
+        return float(parse(value) if isinstance(value, str) else value)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        return math.nan
+
+
+def _refused(key: str, value: Any, accepted: str) -> ValueError:
+    return ValueError(f"kldiv.{key} is {value!r}; accepted is {accepted}")

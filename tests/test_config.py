@@ -1,0 +1,278 @@
+"""The section `kldiv` of Dask's configuration."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import yaml
+
+import kldiv_dask
+from kldiv_dask import config, evaluate, kl_div, kl_div_summary, open_array
+from kldiv_dask.evaluation.run import Run, threads
+from kldiv_dask.storage import ChunkReadError
+from kldiv_dask.storage.source import Source
+from tests.test_graph import stages
+
+FOLDER = Path(kldiv_dask.__file__).parent
+TEXT = config.DEFAULTS.read_text()
+
+
+def leaves(tree, before="kldiv"):
+    for name, value in tree.items():
+        key = f"{before}.{name}"
+        yield from leaves(value, key) if isinstance(value, dict) else [(key, value)]
+
+
+DEFAULTS = dict(leaves(yaml.safe_load(TEXT)["kldiv"]))
+
+READERS = {
+    "chunk-size": config.size,
+    "retry-pauses": config.pauses,
+    "split-every": config.count,
+    "graph-size": config.count,
+    "slab-size": config.count,
+    "evaluate.pairs-per-thread": config.count,
+    "evaluate.checkpoint-interval": config.seconds,
+}
+
+
+# The file and the code
+
+
+def keys_read():
+    """Every key that is read, and by what."""
+    for path in FOLDER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("config."):
+                yield ast.literal_eval(node.args[0]), getattr(config, node.func.attr)
+
+
+def test_every_key_is_read_and_every_key_read_is_in_the_file():
+    assert dict(keys_read()) == READERS
+    assert set(DEFAULTS) == {f"kldiv.{key}" for key in READERS}
+
+
+def test_the_defaults_are_in_force_and_mean_something():
+    assert {key: dask.config.get(key) for key in DEFAULTS} == DEFAULTS
+    assert {key: read(key) for key, read in READERS.items()} == {
+        "chunk-size": 2**27,
+        "retry-pauses": [0.5, 2.0],
+        "split-every": 32,
+        "graph-size": 100_000,
+        "slab-size": 50_000,
+        "evaluate.pairs-per-thread": 16,
+        "evaluate.checkpoint-interval": 60.0,
+    }
+
+
+def test_every_key_has_a_comment_with_a_reason():
+    lines = TEXT.splitlines()
+    found = [n for n, line in enumerate(lines) if re.match(r" +[a-z-]+: \S", line)]
+    assert len(found) == len(DEFAULTS)
+    for n in found:
+        comment = []
+        while lines[n - 1].lstrip().startswith("# "):
+            comment.append(lines[n := n - 1])
+        assert len(comment) >= 2, lines[n]
+
+
+# What is accepted
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("chunk-size", "64MiB", 2**26),
+        ("chunk-size", 1e6, 10**6),
+        ("retry-pauses", [], []),
+        ("retry-pauses", (1, "250 ms"), [1.0, 0.25]),
+        ("split-every", 2, 2),
+        ("evaluate.checkpoint-interval", 0, 0.0),
+        ("evaluate.checkpoint-interval", "5 minutes", 300.0),
+    ],
+)
+def test_values(key, value, wanted):
+    with dask.config.set({f"kldiv.{key}": value}):
+        assert READERS[key](key) == wanted
+
+
+SIZE = "a size such as '64 MiB', or a number of bytes, from 1 on"
+DURATION = "a duration such as '5 minutes', or a number of seconds"
+PAUSES = "a list of durations such as [0.5, '2 s'], or [] for none"
+NONSENSE = ["abc", "", "5 parsecs", None, True, {}, -1, float("nan"), float("inf"), 10**400]
+REFUSED = [
+    *(("chunk-size", value, SIZE) for value in [*NONSENSE, [], 0, "0 B"]),
+    *(("evaluate.checkpoint-interval", value, DURATION) for value in [*NONSENSE, [], "-1 s"]),
+    *(("retry-pauses", value, PAUSES) for value in [*NONSENSE, 2, "1 s", [1, "abc"], [-1], [True]]),
+    *(
+        (key, value, "a whole number from 1 on")
+        for key in ("graph-size", "slab-size", "evaluate.pairs-per-thread")
+        for value in ("abc", "8", None, True, 0, -1, 2.0)
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "accepted"), REFUSED)
+def test_refused(key, value, accepted):
+    with (
+        dask.config.set({f"kldiv.{key}": value}),
+        pytest.raises(ValueError, match=f"^kldiv.{key} is ") as caught,
+    ):
+        READERS[key](key)
+    assert str(caught.value) == f"kldiv.{key} is {value!r}; accepted is {accepted}"
+
+
+# Where it counts
+
+
+@pytest.fixture
+def stored(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((64, 16)))
+    return tmp_path / "x.npy"
+
+
+def test_chunk_size(stored):
+    assert open_array(stored).numblocks == (1, 1)
+    with dask.config.set({"kldiv.chunk-size": "1 kiB"}):
+        assert open_array(stored).numblocks == open_array(stored, chunks="auto").numblocks == (8, 1)
+        assert open_array(stored, chunks="2 kiB").numblocks == (4, 1)
+        assert open_array(stored, chunks=(4, -1)).numblocks == (16, 1)
+    with dask.config.set({"kldiv.chunk-size": "abc"}):
+        assert open_array(stored, chunks="2 kiB").numblocks == (4, 1)
+        with pytest.raises(ValueError, match=r"^kldiv.chunk-size is 'abc'; accepted is a size"):
+            open_array(stored)
+
+
+def test_split_every():
+    x = da.zeros((100, 2), chunks=(1, 2))
+    named = {}
+    for value, given in ((32, None), (4, None), (4, 32), (4, {0: 32}), (4, {1: 32})):
+        with dask.config.set({"kldiv.split-every": value}):
+            names = stages(kl_div(x, x, reduction="sum", split_every=given))
+        named[value, str(given)] = names["kl-div-merge-partial"]
+    few, many = 4, 25 + 7 + 2
+    assert list(named.values()) == [few, many, few, few, many]
+    for value in (1, "8"):
+        with (
+            dask.config.set({"kldiv.split-every": value}),
+            pytest.raises(ValueError, match=f"^kldiv.split-every is {value!r}; .* from 2 on$"),
+        ):
+            kl_div(x, x, reduction="sum")
+
+
+@pytest.mark.parametrize("key", ["graph-size", "slab-size"])
+def test_sizes_of_graphs_are_checked_when_they_count(key):
+    x = da.zeros((4, 2), chunks=(1, 2))
+    lazy = kl_div_summary(x, x)
+    with (
+        dask.config.set({"kldiv.graph-size": 2, f"kldiv.{key}": "many"}),
+        pytest.raises(ValueError, match=f"^kldiv.{key} is 'many'; accepted is a whole number"),
+    ):
+        lazy.compute()
+
+
+@pytest.mark.parametrize(("each", "most", "wanted"), [(3, 50_000, 3 * threads("sync")), (3, 2, 2)])
+def test_slabs_of_evaluations(each, most, wanted):
+    options = {"resume": False, "interval": None, "skip": False, "scheduler": "sync"}
+    with dask.config.set({"kldiv.evaluate.pairs-per-thread": each, "kldiv.slab-size": most}):
+        run = Run(da.zeros(9, chunks=1), [], {}, None, **options)
+    assert run.progress.slab == wanted
+
+
+@pytest.mark.parametrize(
+    ("configured", "given", "early"),
+    [("0 s", None, True), ("1 hour", None, False), ("0 s", 3600, False), ("1 hour", 0, True)],
+)
+def test_checkpoint_interval(tmp_path, configured, given, early):
+    """Of two slabs, the second finds a checkpoint, or there is none until the end."""
+    path, seen = tmp_path / "checkpoint", []
+
+    def look(block):
+        seen.append(path.exists())
+        return block
+
+    x = da.zeros((2, 3), chunks=(1, 3))
+    settings = {"checkpoint-interval": configured, "pairs-per-thread": 1}
+    with dask.config.set({"kldiv.evaluate": settings, "kldiv.slab-size": 1}):
+        watched = x.map_blocks(look, dtype=x.dtype, meta=np.empty((0, 0)))
+        options = {"progress": False, "scheduler": "sync", "checkpoint": path}
+        evaluate(watched, x, checkpoint_interval=given, **options)
+    assert (seen, path.exists()) == ([False, early], True)
+
+
+# On workers
+
+
+@dataclass(frozen=True, slots=True)
+class Busy(Source):
+    """Has no time to be read, and counts how often it is tried."""
+
+    def read(self, index):
+        with open(self.path, "ab") as file:
+            file.write(b".")
+        raise OSError("busy")
+
+
+def attempts(folder, scheduler):
+    source = Busy(str(folder / "log"), None, (2,), np.dtype("f8"), (1,), "C")
+    array = da.from_array(source, chunks=-1, inline_array=True, meta=np.empty(0))
+    with pytest.raises(ChunkReadError, match=r"log \[0:2\] could not be read: OSError: busy"):
+        array.compute(scheduler=scheduler, num_workers=1)
+    return os.path.getsize(source.path)
+
+
+@pytest.mark.parametrize("pauses", [[], [0, 0, 0]])
+def test_retries(tmp_path, pauses):
+    with dask.config.set({"kldiv.retry-pauses": pauses}):
+        assert attempts(tmp_path, "sync") == 1 + len(pauses)
+
+
+def test_retries_of_processes_are_what_their_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_KLDIV__RETRY_PAUSES", "[0, 0, 0, 0]")
+    assert config.pauses("retry-pauses") == [0.5, 2.0]
+    assert attempts(tmp_path, "processes") == 5
+
+
+def test_retries_of_workers_are_what_is_set_there(tmp_path, client):
+    assert set(map(str, client.run(config.pauses, "retry-pauses").values())) == {"[0.5, 2.0]"}
+    try:
+        client.run(dask.config.set, {"kldiv.retry-pauses": [0, 0, 0, 0, 0]})
+        assert attempts(tmp_path, client) == 6
+    finally:
+        client.run(dask.config.set, {"kldiv.retry-pauses": DEFAULTS["kldiv.retry-pauses"]})
+
+
+# Where it comes from
+
+PROGRAM = """
+import sys
+import kldiv_dask
+assert not {"numpy", "numba", "dask.array", "distributed"} & set(sys.modules)
+import dask
+print(dask.config.get("kldiv.slab-size"), dask.config.get("kldiv.evaluate.pairs-per-thread"))
+print(kldiv_dask.open_array(sys.argv[1]).numblocks[0])
+"""
+
+
+def told(stored, **environment):
+    command = [sys.executable, "-c", PROGRAM, stored]
+    return subprocess.check_output(command, env={**os.environ, **environment}, text=True).split()
+
+
+def test_environment_and_file(stored, tmp_path):
+    """Variables come before files, and files before the defaults."""
+    written = {"chunk-size": "4 kiB", "slab_size": 300, "evaluate": {"pairs-per-thread": 4}}
+    (tmp_path / "dask.yaml").write_text(yaml.safe_dump({"kldiv": written}))
+    assert told(stored, DASK_KLDIV__CHUNK_SIZE="1kiB") == ["50000", "16", "8"]
+    file = {"DASK_CONFIG": str(tmp_path / "dask.yaml")}
+    assert told(stored, **file) == ["300", "4", "2"]
+    variables = {"DASK_KLDIV__CHUNK_SIZE": "1024", "DASK_KLDIV__EVALUATE__PAIRS_PER_THREAD": "2"}
+    assert told(stored, **file, **variables) == ["300", "2", "8"]

@@ -1,0 +1,140 @@
+"""What is said of DataArrays that do not go together, and of what is none."""
+
+import re
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+
+from kldiv_dask import evaluate, kl_div, kl_div_summary, kl_div_with_logits
+from tests.cases import log_probabilities, probabilities
+
+xr = pytest.importorskip("xarray")
+
+pytestmark = pytest.mark.filterwarnings("ignore:reduction='mean' divides:UserWarning")
+
+without_expressions = pytest.mark.skipif(
+    bool(dask.config.get("array.query-planning", None)), reason="not in Dask's array expressions"
+)
+
+rng = np.random.default_rng(11)
+DIMS = ("doc", "token", "class")
+X = log_probabilities(rng, (4, 3, 5), np.float64)
+T = probabilities(rng, (4, 3, 5), np.float64)
+MASK = np.ones((4, 3), bool)
+COORDS = {
+    "doc": list("abcd"),
+    "token": [10, 20, 30],
+    "class_name": ("class", list("vwxyz")),
+    "run": 7,
+}
+BATCH = xr.DataArray(da.from_array(X, chunks=(2, 3, 5)), dims=DIMS, coords=COORDS)
+OTHER = xr.DataArray(T, dims=DIMS, coords=COORDS).transpose("class", "doc", "token")
+QUIET = {"progress": False}
+
+ERRORS = {
+    "dim is 'class' where neither input nor target is a DataArray; accepted is axis": (
+        lambda: kl_div(X, T, dim="class"),
+        lambda: kl_div_with_logits(X, T, dim="class"),
+        lambda: evaluate(X, T, dim="class", **QUIET),
+    ),
+    "dim is 'class' and axis is 2; accepted is one of them": (
+        lambda: kl_div(BATCH, T, reduction="sum", dim="class", axis=2),
+        lambda: kl_div_with_logits(BATCH, T, dim="class", axis=2),
+    ),
+    "dim is 'clas'; the dimensions of the operands are 'doc', 'token', 'class'": (
+        lambda: kl_div(BATCH, T, reduction="sum", dim="clas"),
+        lambda: kl_div_with_logits(BATCH, T, dim="clas"),
+    ),
+    "dim is ('class', 'doc'); the dimensions of the operands are 'doc', 'token', 'class'": (
+        lambda: kl_div_with_logits(BATCH, T, dim=("class", "doc")),
+    ),
+    "dim is ('doc', 'doc'), which names a dimension twice": (
+        lambda: kl_div(BATCH, T, reduction="sum", dim=("doc", "doc")),
+    ),
+    "dim is 'doc' with reduction='batchmean'; it is for 'sum' and 'mean'": (
+        lambda: kl_div(BATCH, T, reduction="batchmean", dim="doc"),
+    ),
+    "axis -1 is 'class' of input and 'token' of target; give its name as dim, or transpose one of"
+    " them": (
+        lambda: kl_div(BATCH, OTHER, reduction="sum", axis=-1),
+        lambda: kl_div_with_logits(BATCH, OTHER),
+    ),
+    "axis 3 is out of bounds for array of dimension 3": (
+        lambda: kl_div(BATCH, OTHER, reduction="sum", axis=3),
+    ),
+    "target has the dimensions 'doc', 'token', and not that of the classes, 'class'": (
+        lambda: kl_div_with_logits(BATCH, OTHER[0], dim="class"),
+    ),
+    "target has length 3 along 'doc' where input has 4; accepted are equal lengths": (
+        lambda: kl_div(BATCH, OTHER.drop_vars("doc")[:, :3]),
+    ),
+    "target has other labels along 'token' than input, or another order of them; accepted are equal"
+    " ones, as xarray.align or reindex_like gives": (
+        lambda: kl_div(BATCH, OTHER.assign_coords(token=[10, 20, 31])),
+        lambda: kl_div(BATCH, OTHER.isel(token=[1, 0, 2])),
+    ),
+    "where has other labels along 'doc' than input": (
+        lambda: kl_div(BATCH, T, where=BATCH[::-1] < 0),
+    ),
+    "where has the dimensions 'doc', 'token', 'class'; accepted are some of 'doc', 'token'": (
+        lambda: kl_div_with_logits(BATCH, T, where=BATCH < 0),
+    ),
+    "where is a plain array, and the dimensions of input and target are not in one order; accepted"
+    " is a DataArray": (lambda: kl_div(BATCH, OTHER, where=MASK),),
+    "target is a plain array of 4 axes; accepted is a DataArray, or at most the axes 'doc',": (
+        lambda: kl_div(BATCH, T[None]),
+    ),
+    "where is a plain array of 3 axes; accepted is a DataArray, or at most the axes 'doc',": (
+        lambda: kl_div_with_logits(BATCH, T, where=MASK[None]),
+    ),
+    "input of shape (4, 3, 5) and target of shape (3, 3, 5) do not broadcast together": (
+        lambda: kl_div(BATCH, T[:3]),
+    ),
+    "groups is 'lang'; accepted are the coordinates of input and target, 'doc', 'token',"
+    " 'class_name', 'run', an array, or a file as pathlib.Path": (
+        lambda: evaluate(BATCH, T, groups="lang", **QUIET),
+    ),
+    "groups is 'run', a coordinate that differs between input and target": (
+        lambda: evaluate(BATCH, BATCH.assign_coords(run=8), groups="run", **QUIET),
+    ),
+    "groups has the dimensions 'class'; accepted are some of 'doc', 'token'": (
+        lambda: evaluate(BATCH, T, groups="class_name", **QUIET),
+    ),
+    "cluster_axis is 'class'; the positions have 'doc', 'token'": (
+        lambda: evaluate(BATCH, T, cluster_axis="class", **QUIET),
+    ),
+}
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_errors(text):
+    for call in ERRORS[text]:
+        with pytest.raises(ValueError, match=re.escape(text)):
+            call()
+
+
+def test_other_labelled_objects_are_refused():
+    dataset = BATCH.to_dataset(name="logits")
+    text = "accepted is a DataArray: pick a variable, as dataset['logits'] does"
+    for call in (kl_div, kl_div_with_logits, kl_div_summary, evaluate):
+        for name, pair in (
+            ("input", (dataset, T)),
+            ("target", (BATCH, dataset)),
+            ("target", (X, dataset)),
+        ):
+            with pytest.raises(TypeError, match=re.escape(f"{name} is a Dataset; {text}")):
+                call(*pair)
+    with pytest.raises(TypeError, match=re.escape(f"where is a Dataset; {text}")):
+        kl_div(X, T, where=dataset < 0)
+    with pytest.raises(TypeError, match=re.escape(f"input is a Variable; {text}")):
+        kl_div(BATCH.variable, T)
+
+
+@without_expressions
+def test_unknown_chunk_sizes_are_refused():
+    rows = da.from_array(X, chunks=(2, 3, 5))
+    rows = rows[rows[:, 0, 0] < 0]
+    with pytest.raises(ValueError, match="input has unknown chunk sizes along 'doc'; call compute"):
+        kl_div(xr.DataArray(rows, dims=DIMS), T)
