@@ -420,7 +420,7 @@ def test_the_commands_for_a_laptop(prepared):
 # READMEs
 
 
-@pytest.mark.parametrize("platform", [".", *PLATFORMS])
+@pytest.mark.parametrize("platform", [".", *PLATFORMS, "jupyter"])
 def test_a_readme_is_short_and_its_links_lead_somewhere(platform):
     text = readme(platform)
     assert len(text.splitlines()) <= 50
