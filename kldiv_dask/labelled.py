@@ -17,7 +17,7 @@ from kldiv_dask.options import resolve_axes, resolve_integer_axis
 
 Dims = tuple[Hashable, ...]
 
-ATTRIBUTES = {"units": "nats", "long_name": "Kullback-Leibler divergence"}
+ATTRIBUTES = {"units": "nats", "long_name": "KL divergence"}
 
 
 class Operands(NamedTuple):

@@ -140,7 +140,7 @@ def test_labels_of_results():
     assert found.attrs == {
         "tokenizer": "bpe",
         "units": "nats",
-        "long_name": "Kullback-Leibler divergence",
+        "long_name": "KL divergence",
     }
     assert set(found.coords) == {"doc", "token", "language"}  # `run` differs
     assert found.sel(doc="b").language.values.item() == "de"

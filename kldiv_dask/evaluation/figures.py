@@ -140,6 +140,13 @@ def distribution(report: Report, axes: "Axes") -> None:
     axes.set_axisbelow(True)
 
 
+def names_of(report: Report) -> list[str]:
+    """Return the names of the axes of the positions, if they have any."""
+    names = report["provenance"].get("dims")
+    # Evaluations that were merged may differ in them.
+    return names if isinstance(names, list) else []
+
+
 def by_position(report: Report, axes: "Axes") -> None:
     """Draw the mean divergence along the last axis of the positions.
 
@@ -158,7 +165,8 @@ def by_position(report: Report, axes: "Axes") -> None:
     if math.isfinite(report["overall"]["mean"]):
         axes.axhline(report["overall"]["mean"], color="C1", linewidth=1.2, label="overall mean")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-    axes.set(xlabel="position along the last axis", ylabel="mean KL in nats")
+    along = clean((names_of(report) or ["position along the last axis"])[-1], 40)
+    axes.set(xlabel=along, ylabel="mean KL in nats")
     if all(run["mean"] >= 0 for run in runs):
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.4)

@@ -112,8 +112,8 @@ def evaluate(
         them out, with an `EvaluationWarning` and a note in the result for each. A run that is
         taken up again does not come back to them.
     progress : bool
-        Whether to write a line to stderr for each slab: the rate, the time that is left, the mean
-        and the half-width of its confidence interval.
+        Whether to write a line to stderr: how much there is to read, then for each slab the rate,
+        the time that is left, the mean and the half-width of its confidence interval.
     scheduler : str or distributed.Client, optional
         As for `dask.compute`.
 
@@ -202,15 +202,18 @@ def evaluate(
         scheduler=scheduler,
     )
     total = int(np.prod(shape))
-    line = ProgressLine(total, run.progress.done) if progress else None
-    end = run.walk(line or _silent)
+    line = _silent
+    if progress:
+        line = ProgressLine(total, int(pair.nbytes), run.progress.done, run.states.size)
+    end = run.walk(line)
     if end.state is None:
         raise EvaluationError("no position could be evaluated")
     names = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "version")
     provenance = described | {name: fingerprint[name] for name in names}
     provenance |= {"dtype": pair.input.dtype.name, "seconds": round(end.seconds, 3)}
     if given.dims:
-        provenance["dims"] = list(map(str, given.dims[:-1]))
+        dims = list(map(str, given.dims[:-1]))
+        provenance |= {"dims": dims, "cluster_axis": dims[cluster_axis] if dims else 0}
     return Evaluation(end.state, fingerprint, provenance, end.skipped)
 
 

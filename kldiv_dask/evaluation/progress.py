@@ -1,9 +1,11 @@
-"""How far a run has come, in one line that is written again and again."""
+"""What a run has to read, and how far it has come, in a line that is written again and again."""
 
 import math
 import sys
 import time
 from typing import TextIO
+
+from dask.utils import format_bytes
 
 from kldiv_dask import partial
 from kldiv_dask.evaluation.checkpoint import Progress
@@ -18,17 +20,26 @@ class ProgressLine:
     ----------
     positions : int
         How many there are in all.
+    nbytes : int
+        The size of both operands.
     done : int
         How many pairs of chunks are done already.
+    total : int
+        How many there are in all.
     file : text file
         Where to.
     """
 
-    def __init__(self, positions: int, done: int, file: TextIO | None = None) -> None:
+    def __init__(
+        self, positions: int, nbytes: int, done: int, total: int, file: TextIO | None = None
+    ) -> None:
         self._positions, self._first = positions, done
         self._file = sys.stderr if file is None else file
         self._start = time.monotonic()
         self._width = 0
+        left = format_bytes(nbytes * (total - done) // max(total, 1))
+        pairs = f"{total - done:,} pair{'s' * (total - done != 1)} of chunks"
+        self._write(f"{done / max(total, 1):4.0%}, {pairs}, {left} to read")
 
     def __call__(self, progress: Progress, total: int) -> None:
         """Write the line; of `total` pairs of chunks `progress` says what is done."""
@@ -50,9 +61,10 @@ class ProgressLine:
                 _, error = clustered(counts, sums)
                 low, high = interval(mean, error, len(counts) - 1)
                 words.append(f"mean {mean:.5g} ± {(high - low) / 2:.2g} nats")
-        line = ", ".join(words)
+        self._write(", ".join(words), end="\n" if progress.done == total else "")
+
+    def _write(self, line: str, end: str = "") -> None:
         self._width = max(self._width, len(line))
-        end = "\n" if progress.done == total else ""
         self._file.write(f"\r{line:<{self._width}}{end}")
         self._file.flush()
 

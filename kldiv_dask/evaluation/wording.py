@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kldiv_dask.evaluation.figures import CLUSTERED, Report, basis, clean, worst_first
+from kldiv_dask.evaluation.figures import CLUSTERED, Report, basis, clean, names_of, worst_first
 
 # What a name from the data is cut to where lines break by themselves.
 LONGEST = 300
@@ -116,7 +116,7 @@ def headline(report: Report) -> str:
 def remarks(report: Report) -> Iterator[tuple[bool, str]]:
     """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
     found = [(name, check) for name, check in report["checks"].items() if check["count"]]
-    dims = _dims(report)
+    dims = names_of(report)
     for name, check in found:
         what, loud = _CHECKS[name]
         one = check["count"] == 1
@@ -139,7 +139,7 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
 
 def tables(report: Report, worst: int, groups: int, everything: bool = False) -> Iterator[Table]:
     """Yield the tables of a report that have rows; pages have `everything`."""
-    overall, dims = report["overall"], _dims(report)
+    overall, dims = report["overall"], names_of(report)
     found = [
         Table("Summary", (), _summary(report)),
         Table("Distribution", ("quantile", "KL"), _quantiles(overall), chart="distribution"),
@@ -161,7 +161,9 @@ def tables(report: Report, worst: int, groups: int, everything: bool = False) ->
 
 def _summary(report: Report) -> Rows:
     overall, shape = report["overall"], " by ".join(f"{size:,}" for size in report["shape"])
+    names = names_of(report)
     of = f" of {shape}" if len(report["shape"]) > 1 else ""
+    of += f" ({', '.join(names)})" if names else ""
     known = {key: overall[key] for key in _SUMMARY if overall.get(key) is not None}
     if math.isfinite(overall["mean"]):
         known.pop("mean_of_finite", None)
@@ -236,13 +238,6 @@ def _labels(labels: Report | None) -> Rows:
 def _half(statistics: Report, interval: str) -> float:
     low, high = statistics.get(interval) or (math.nan, math.nan)
     return float(high - low) / 2
-
-
-def _dims(report: Report) -> Dims:
-    """Return the names of the axes of the positions, if they have any."""
-    dims = report["provenance"].get("dims")
-    # Evaluations that were merged may differ in them.
-    return dims if isinstance(dims, list) else []
 
 
 def _index(index: Iterable[Any], dims: Dims) -> str:
