@@ -80,6 +80,7 @@ def check(found, expected, relative=1e-6):
     """Compare statistics with those of the twin, field by field."""
     labels = expected.pop("labels", None)
     exact = {"count", "clusters", "worst", "quantiles", "labels", "histogram"}
+    exact |= {"by_position", "checks"}
     assert (found.count, found.clusters) == (expected["count"], expected["clusters"])
     assert [one["index"] for one in found.worst] == expected["worst"]
     near(list(found.quantiles.values()), expected["quantiles"], 2**-8 + relative)
@@ -123,14 +124,23 @@ def test_twin(kind, dtype, shape):
     assert list(found.groups) == [-1, 0, 1]
     for name, one in found.groups.items():
         check(one, of(taken & (groups == name)), relative)
-    if len(shape) == 1:
-        assert found.by_position == []
-        return
-    assert [row["start"] for row in found.by_position] == list(range(shape[-1]))
-    for place, row in enumerate(found.by_position):
-        chosen = measured.kl[..., place][where[..., place]]
-        assert (row["count"], row["stop"]) == (chosen.size, place + 1)
-        near(row["mean"], float(chosen.mean()), relative)
+    assert found.by_position == found.overall.by_position
+    check_by_position(found.overall, measured.kl, where, relative)
+    for name, one in found.groups.items():
+        check_by_position(one, measured.kl, where & (groups == name), relative)
+
+
+def check_by_position(found, kl, taken, relative, step=1):
+    """Compare means along the last axis, in runs of so many places, with NumPy's."""
+    expected = []
+    for start in range(0, kl.shape[-1], step) if kl.ndim > 1 else ():
+        run = (..., slice(start, start + step))
+        chosen = kl[run][taken[run]]
+        if chosen.size:
+            expected.append((start, min(start + step, kl.shape[-1]), chosen.size, chosen.mean()))
+    rows = [(row["start"], row["stop"], row["count"]) for row in found.by_position]
+    assert rows == [row[:3] for row in expected]
+    near([row["mean"] for row in found.by_position], [float(row[3]) for row in expected], relative)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -199,9 +209,11 @@ def test_masses_are_checked():
     input, target = pair("probs", "float64", (30,))
     target[[4, 11]] *= 1.01
     input[7] += 0.25
-    found = run(input, target, kind="probs")
+    found = run(input, target, kind="probs", groups=np.arange(30) // 10)
     of, taken, _ = expected_of(input, target, (30,), kind="probs")
     check(found.overall, of(taken), 1e-11)
+    counts = [one.checks["target_not_normalised"] for one in found.groups.values()]
+    assert counts == [1, 1, 0]
     ours, theirs = (found.checks[f"{name}_not_normalised"] for name in ("input", "target"))
     assert (ours["count"], ours["first"]) == (1, [[7]])
     assert (theirs["count"], theirs["first"]) == (2, [[4], [11]])

@@ -14,6 +14,7 @@ from kldiv_dask.evaluation.intervals import t_probability, t_quantile
 from kldiv_dask.evaluation.statistics import PROBABILITIES, clustered, interval
 from kldiv_dask.statistics import sketch, state
 from tests import reference_evaluation as twin
+from tests.test_evaluation import check_by_position
 
 
 def rng(*seed):
@@ -325,7 +326,7 @@ def test_json(tmp_path):
 @pytest.mark.parametrize("most", [4, 16])
 def test_halvings(monkeypatch, most, groups):
     """Cells are joined as often for any order of the data."""
-    monkeypatch.setattr(state, "MOST_CELLS", most)
+    monkeypatch.setattr(state, "MOST_RUNS", most)
     shape = (64, 3)
     student, teacher = logits(shape)
     names = np.arange(64)[:, None] * groups // 64
@@ -343,6 +344,11 @@ def test_halvings(monkeypatch, most, groups):
     error, clusters = twin.clustered(kl[where], cells[where])
     assert found[0].overall.clusters == clusters
     near(found[0].overall.standard_error_clustered, error, 1e-10)
+    step = 2 ** found[0].state.column_halvings
+    assert step > 1 or 3 * groups <= max(most, groups)
+    for name, one in found[0].groups.items():
+        check_by_position(one, kl, where & (names == name), 1e-10, step)
+    check_by_position(found[0].overall, kl, where, 1e-10)
     first = packed(found[0].state)
     for other in found[1:]:
         second = packed(other.state)

@@ -54,6 +54,9 @@ def statistics(scale: float = 1.0, **changes: Any) -> dict[str, Any]:
         "top1_agreement_standard_error": 0.0079,
         "reverse_kl": 0.03125,
         "jensen_shannon": 0.0078125,
+        "by_position": [
+            {"start": i, "stop": i + 1, "count": 16, "mean": 1 / (i + 3)} for i in range(40)
+        ],
         "labels": None,
         **changes,
     }
@@ -68,9 +71,6 @@ def evaluation(names: Any = ("news", "code", "prose"), **changes: Any) -> dict[s
         "shape": [16, 40],
         "overall": statistics(),
         "groups": [{"group": name, **statistics(1 + i)} for i, name in enumerate(names)],
-        "by_position": [
-            {"start": i, "stop": i + 1, "count": 16, "mean": 1 / (i + 3)} for i in range(40)
-        ],
         "checks": {name: {"count": 0, "first": []} for name in checks},
         "skipped": [],
         "provenance": {"input": "model.zarr", "classes": 6625, "seconds": 12.3456},
@@ -102,8 +102,8 @@ def all_nan() -> dict[str, Any]:
         one["confidence_interval"] = one["confidence_interval_clustered"] = [NAN, NAN]
         one["quantiles"] = [[p, NAN] for p in PROBABILITIES]
         one |= {"histogram": {"edges": [], "counts": []}, "worst": []}
-    for run in whole["by_position"]:
-        run["mean"] = NAN
+        for run in one["by_position"]:
+            run["mean"] = NAN
     whole["checks"]["nan"] = {"count": 640, "first": [[0, 0], [0, 1]]}
     return whole
 
@@ -118,7 +118,7 @@ REPORTS = {
     "labels": evaluation(overall=statistics(labels=labels())),
     "no groups": evaluation(names=()),
     "many groups": evaluation(names=range(200)),
-    "no positions": evaluation(by_position=[]),
+    "no positions": evaluation(overall=statistics(by_position=[])),
     "all NaN": all_nan(),
     "hostile": evaluation(names=HOSTILE, skipped=SKIPPED, provenance={"input": HOSTILE[0] * 50}),
     "tiny": evaluation(overall=statistics(1e-9), shape=[640]),

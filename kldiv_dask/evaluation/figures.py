@@ -158,7 +158,7 @@ def by_position(report: Report, axes: "Axes") -> None:
         Where to draw. A run of positions is a point at its middle; where its mean is NaN or
         infinite, the line has a gap.
     """
-    runs = report["by_position"]
+    runs = report["overall"].get("by_position", [])
     means = [run["mean"] if math.isfinite(run["mean"]) else math.nan for run in runs]
     middles = [(run["start"] + run["stop"] - 1) / 2 for run in runs]
     axes.plot(middles, means, marker="o", markersize=3 if len(runs) <= 100 else 1, linewidth=1.2)
@@ -208,9 +208,10 @@ _DRAW = {"distribution": distribution, "by_position": by_position, "groups": gro
 
 def heights(report: Report) -> dict[str, float]:
     """Return the charts that `report` has data for, and their heights in inches."""
+    runs = report["overall"].get("by_position", [])
     have = {
         "distribution": 2.9 * bool(_bins(report)),
-        "by_position": 2.6 * any(math.isfinite(run["mean"]) for run in report["by_position"]),
+        "by_position": 2.6 * any(math.isfinite(run["mean"]) for run in runs),
     }
     rows = min(len(_finite_groups(report)), MOST_GROUPS)
     have["groups"] = (0.9 + 0.21 * rows) * bool(rows)

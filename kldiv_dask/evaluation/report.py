@@ -33,7 +33,7 @@ def text(report: Report) -> str:
     --------
     >>> overall = {"count": 2, "sum": 1.0, "mean": 0.5, "min": 0.25, "max": 0.75}
     >>> report = {"unit": "nats", "shape": [2], "overall": overall, "groups": [],
-    ...           "by_position": [], "checks": {}, "skipped": [], "provenance": {}}
+    ...           "checks": {}, "skipped": [], "provenance": {}}
     >>> print(text(report))
     mean KL 0.5000 nats
     <BLANKLINE>

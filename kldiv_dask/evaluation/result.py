@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask import partial
 from kldiv_dask.evaluation import checkpoint, figures, report
-from kldiv_dask.evaluation.statistics import Labels, Statistics, quotient, statistics
+from kldiv_dask.evaluation.statistics import Labels, Statistics, statistics
 from kldiv_dask.statistics import state as states
-from kldiv_dask.statistics.state import CHECKS, COLUMNS, State
+from kldiv_dask.statistics.state import CHECKS, State
 
 SCHEMA = 1
 
@@ -94,35 +93,20 @@ class Evaluation:
         """What labels tell, if there were any."""
         return self.overall.labels
 
-    @cached_property
+    @property
     def by_position(self) -> list[dict[str, Any]]:
-        """The mean divergence along the last axis of the positions, if they have two or more.
-
-        Of more than 4096 places, neighbours are taken together.
-        """
-        columns = self.state.columns
-        step = -(-self.shape[-1] // COLUMNS) if columns.keys.size else 1
-        rows = zip(columns.keys.tolist(), columns.counts[:, 0].tolist(), columns.sums, strict=True)
-        return [
-            {
-                "start": key * step,
-                "stop": min((key + 1) * step, self.shape[-1]),
-                "count": count,
-                "mean": quotient(partial.total(sums[0]), count),
-            }
-            for key, count, sums in rows
-        ]
+        """The mean divergence along the last axis of the positions, if they have two or more."""
+        return self.overall.by_position
 
     @cached_property
     def checks(self) -> dict[str, dict[str, Any]]:
         """How many positions have what may be wrong with the data, and the first few of them."""
-        table, first = self.state.checks, self.state.first
-        counts = dict(zip(table.keys.tolist(), table.counts[:, 0].tolist(), strict=True))
+        first = self.state.first
         found: dict[str, dict[str, Any]] = {}
         for kind, name in enumerate(CHECKS):
             places = first.places[first.groups == kind]
             index = [[int(i) for i in np.unravel_index(place, self.shape)] for place in places]
-            found[name] = {"count": counts.get(kind, 0), "first": index}
+            found[name] = {"count": self.overall.checks[name], "first": index}
         for side, name in enumerate(CHECKS[-2:]):
             if self.fingerprint["kind"] == "logits":
                 del found[name]
@@ -201,7 +185,6 @@ class Evaluation:
             "shape": list(self.shape),
             "overall": _plain(self.overall),
             "groups": [{"group": name, **_plain(one)} for name, one in self.groups.items()],
-            "by_position": self.by_position,
             "checks": self.checks,
             "skipped": self.skipped,
             "provenance": self.provenance,

@@ -10,7 +10,16 @@ from kldiv_dask import partial
 from kldiv_dask.evaluation.intervals import t_quantile
 from kldiv_dask.partial import UNITS_IN_ONE, Total
 from kldiv_dask.statistics import sketch, tables
-from kldiv_dask.statistics.state import AGREEING, BIN_OFFSET, LABEL_SUMS, LABELLED, SUMS, State
+from kldiv_dask.statistics.state import (
+    AGREEING,
+    BIN_OFFSET,
+    CHECKS,
+    COLUMNS,
+    LABEL_SUMS,
+    LABELLED,
+    SUMS,
+    State,
+)
 from kldiv_dask.statistics.tables import Table
 
 FLOAT64 = np.dtype(np.float64)
@@ -96,6 +105,14 @@ class Statistics:
     """The mean divergence of the input from the target."""
     jensen_shannon: float
     """The mean Jensen-Shannon divergence, of normalised distributions."""
+    by_position: list[dict[str, Any]]
+    """The mean divergence along the last axis of the positions, if they have two or more.
+
+    Of more than 4096 places, and of fewer where there are many groups, neighbours are taken
+    together.
+    """
+    checks: dict[str, int]
+    """At how many positions there is what may be wrong with the data."""
     labels: Labels | None = field(default=None)
     """What labels tell, if there are any."""
 
@@ -240,8 +257,32 @@ def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
         ),
         reverse_kl=moments.mean("reverse_kl"),
         jensen_shannon=moments.mean("jensen_shannon"),
+        by_position=_by_position(
+            _of_group(state.group_columns, code), state.column_halvings, shape
+        ),
+        checks=_checks(_of_group(state.checks, code)),
         labels=_labels(moments, _of_group(state.label_bins, code)) if len(names) > 4 else None,
     )
+
+
+def _by_position(runs: Table, halvings: int, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    length = shape[-1] if shape else 1
+    step = -(-length // COLUMNS) << halvings
+    rows = zip(runs.rest.tolist(), runs.counts[:, 0].tolist(), runs.sums, strict=True)
+    return [
+        {
+            "start": run * step,
+            "stop": min((run + 1) * step, length),
+            "count": count,
+            "mean": quotient(partial.total(sums[0]), count),
+        }
+        for run, count, sums in rows
+    ]
+
+
+def _checks(table: Table) -> dict[str, int]:
+    counts = dict(zip(table.rest.tolist(), table.counts[:, 0].tolist(), strict=True))
+    return {name: counts.get(kind, 0) for kind, name in enumerate(CHECKS)}
 
 
 def _labels(moments: Moments, bins: Table) -> Labels:

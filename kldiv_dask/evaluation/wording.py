@@ -143,7 +143,7 @@ def tables(report: Report, worst: int, groups: int, everything: bool = False) ->
     found = [
         Table("Summary", (), _summary(report)),
         Table("Distribution", ("quantile", "KL"), _quantiles(overall), chart="distribution"),
-        _by_position(report["by_position"] if everything else [], dims),
+        _by_position(overall.get("by_position", []) if everything else [], dims),
         _groups(report["groups"], groups),
         Table(
             "Worst positions", ("position", "KL"), _worst(overall.get("worst", [])[:worst], dims)

@@ -75,6 +75,7 @@ def evaluate_chunks(
         positions = Positions(
             measures=batch.measures[:, taken],
             places=np.ravel_multi_index(tuple(places), plan.shape) if places else flat,
+            grouped=groups is not None,
             groups=names,
             codes=np.zeros(flat.size, np.int64) if codes is None else codes[flat],
             cells=_cells(places, plan) if places else flat,
@@ -93,7 +94,7 @@ def _nothing(names: npt.NDArray[Any], with_labels: bool) -> State:
     none = np.zeros(0, np.int64)
     labelled = np.zeros(0, bool) if with_labels else None
     measures = np.zeros((MEASURES, 0))
-    return state.of(Positions(measures, none, names, none, none, none, labelled, 0.0))
+    return state.of(Positions(measures, none, False, names, none, none, none, labelled, 0.0))
 
 
 def _cells(places: list[npt.NDArray[np.int64]], plan: Plan) -> npt.NDArray[np.int64]:

@@ -41,11 +41,11 @@ CHECKS = (
 # sequences than cells the standard error has 1023 degrees of freedom, and so an error of 2 %.
 CELLS = 1024
 
-# Cells of all groups together; beyond, cells are joined by twos.
-MOST_CELLS = 2**17
-
 # Runs of neighbours along the last axis whose means are kept.
 COLUMNS = 4096
+
+# Cells, and columns, of all groups together; beyond, neighbours are joined by twos.
+MOST_RUNS = 2**17
 
 WORST = 20
 FIRST = 5
@@ -66,8 +66,9 @@ class State(NamedTuple):
     """What is known of the positions so far.
 
     `groups` are the names of the groups, sorted, or one 0. `totals` has a key for each group;
-    `cells` for each group and run of sequences, `columns` for each run along the last axis, `bins`
-    and `label_bins` for each group and bin, `checks` for each kind of check.
+    `cells` for each group and run of sequences, `columns` for each run along the last axis and
+    `group_columns`, if there are groups, for each group and such run, `bins` and `label_bins` for
+    each group and bin, `checks` for each group and kind of check.
     """
 
     groups: npt.NDArray[Any]
@@ -75,6 +76,8 @@ class State(NamedTuple):
     cells: Table
     halvings: int
     columns: Table
+    group_columns: Table
+    column_halvings: int
     bins: Table
     label_bins: Table
     lowest: Floats
@@ -87,14 +90,15 @@ class State(NamedTuple):
 class Positions(NamedTuple):
     """What a state is made of: some positions and what was measured there.
 
-    `places` are their numbers in C order, `groups` the names of all groups and `codes` which of
-    them each is in, `cells` and `columns` the run of sequences and that along the last axis that
-    each is in, `labelled` whether there is a label, `tolerance` how far from 1 probabilities may
-    sum.
+    `places` are their numbers in C order, `grouped` whether there are groups, `groups` the names of
+    those here and `codes` which of them each is in, `cells` and `columns` the run of sequences and
+    that along the last axis that each is in, `labelled` whether there is a label, `tolerance` how
+    far from 1 probabilities may sum.
     """
 
     measures: Floats
     places: Integers
+    grouped: bool
     groups: npt.NDArray[Any]
     codes: Integers
     cells: Integers
@@ -120,19 +124,24 @@ def of(positions: Positions) -> State:
         usable = chosen & ~np.isnan(change)
         label_bins = _binned(codes[usable], change[usable])
     ordered = ~np.isnan(kl)
-    first, deviations = _checked(positions, kl)
-    ones = np.zeros(0, np.int64) if positions.columns is None else positions.columns
+    checks, first, deviations = _checked(positions, kl)
+    columns = np.zeros(0, np.int64) if positions.columns is None else positions.columns
+    in_groups = columns if positions.grouped else columns[:0]
     return State(
         groups=positions.groups,
         totals=tables.tabulate(key_of(codes, 0), counts, sums),
         cells=tables.tabulate(key_of(codes, positions.cells), [], [kl]),
         halvings=0,
-        columns=tables.tabulate(ones, [], [kl[: ones.size]]),
+        columns=tables.tabulate(columns, [], [kl[: columns.size]]),
+        group_columns=tables.tabulate(
+            key_of(codes[: in_groups.size], in_groups), [], [kl[: in_groups.size]]
+        ),
+        column_halvings=0,
         bins=_binned(codes[ordered], kl[ordered]),
         label_bins=label_bins,
         lowest=_lowest(codes[ordered], kl[ordered], positions.groups.size),
         worst=most(Extremes(codes[ordered], kl[ordered], positions.places[ordered]), WORST),
-        checks=tables.tabulate(first.groups, [], []),
+        checks=checks,
         first=most(first, FIRST),
         deviations=deviations,
     )
@@ -161,8 +170,8 @@ def _lowest(codes: Integers, values: Floats, groups: int) -> Floats:
     return lowest
 
 
-def _checked(positions: Positions, kl: Floats) -> tuple[Extremes, Floats]:
-    """Return where a check has failed, and how far from 1 probabilities sum to at most."""
+def _checked(positions: Positions, kl: Floats) -> tuple[Table, Extremes, Floats]:
+    """Return how often and where checks have failed, and how far from 1 probabilities sum to."""
     measures = positions.measures
     # NaN, where nothing is to sum to 1, is never far from it.
     distances = np.abs(measures[[comparison.MASS_INPUT, comparison.MASS_TARGET]] - 1)
@@ -173,12 +182,12 @@ def _checked(positions: Positions, kl: Floats) -> tuple[Extremes, Floats]:
         measures[comparison.EXCLUDES_TARGET] != 0,
         *(distances > positions.tolerance),
     ]
-    kinds = [np.full(np.count_nonzero(failed), kind) for kind, failed in enumerate(failures)]
-    places = np.concatenate([positions.places[failed] for failed in failures])
+    kinds, which = np.nonzero(failures)
     finite = np.where(np.isfinite(distances), distances, 0.0)
-    # Of equal values, the first positions are kept.
     return (
-        Extremes(np.concatenate(kinds), np.zeros(places.size), places),
+        tables.tabulate(key_of(positions.codes[which], kinds), [], []),
+        # Of equal values, the first positions are kept.
+        Extremes(kinds, np.zeros(which.size), positions.places[which]),
         finite.max(axis=1, initial=0.0),
     )
 
@@ -199,6 +208,7 @@ def merge(states: Sequence[State]) -> State:
     groups = np.unique(np.concatenate([state.groups for state in states]))
     places = [np.searchsorted(groups, state.groups) for state in states]
     halvings = max(state.halvings for state in states)
+    column_halvings = max(state.column_halvings for state in states)
 
     def joined(name: str) -> Table:
         found = [getattr(state, name) for state in states]
@@ -206,6 +216,12 @@ def merge(states: Sequence[State]) -> State:
 
     cells = [
         tables.regrouped(coarser_cells(state, halvings), place)
+        for state, place in zip(states, places, strict=True)
+    ]
+    group_columns = [
+        tables.regrouped(
+            tables.coarser(state.group_columns, column_halvings - state.column_halvings), place
+        )
         for state, place in zip(states, places, strict=True)
     ]
     lowest = np.full(groups.size, np.inf)
@@ -222,11 +238,13 @@ def merge(states: Sequence[State]) -> State:
             cells=tables.merge(cells),
             halvings=halvings,
             columns=tables.merge([state.columns for state in states]),
+            group_columns=tables.merge(group_columns),
+            column_halvings=column_halvings,
             bins=joined("bins"),
             label_bins=joined("label_bins"),
             lowest=lowest,
             worst=most(_joined(moved), WORST),
-            checks=tables.merge([state.checks for state in states]),
+            checks=joined("checks"),
             first=most(_joined([state.first for state in states]), FIRST),
             deviations=np.max([state.deviations for state in states], axis=0),
         )
@@ -243,12 +261,23 @@ def coarser_cells(state: State, halvings: int) -> Table:
 
 
 def _bounded(state: State) -> State:
-    """Join cells until there are not too many; how often depends on all data alone."""
-    # Groups without positions have no cell, and which are known so far depends on the order.
-    least = np.unique(state.cells.groups).size
-    while state.cells.keys.size > max(MOST_CELLS, least):
-        state = state._replace(cells=tables.coarser(state.cells), halvings=state.halvings + 1)
-    return state
+    """Join neighbours until there are not too many; how often depends on all data alone."""
+    cells, halvings = _halved(state.cells, state.halvings)
+    columns, column_halvings = _halved(state.group_columns, state.column_halvings)
+    return state._replace(
+        cells=cells,
+        halvings=halvings,
+        group_columns=columns,
+        column_halvings=column_halvings,
+    )
+
+
+def _halved(table: Table, halvings: int) -> tuple[Table, int]:
+    # Groups without positions have no run, and which are known so far depends on the order.
+    least = np.unique(table.groups).size
+    while table.keys.size > max(MOST_RUNS, least):
+        table, halvings = tables.coarser(table), halvings + 1
+    return table, halvings
 
 
 def in_one_group(state: State) -> State:
@@ -260,10 +289,13 @@ def in_one_group(state: State) -> State:
         groups=everywhere,
         totals=tables.in_one_group(state.totals),
         cells=tables.in_one_group(state.cells),
+        group_columns=state.columns,
+        column_halvings=0,
         bins=tables.in_one_group(state.bins),
         label_bins=tables.in_one_group(state.label_bins),
         lowest=np.full(1, state.lowest.min(initial=np.inf)),
         worst=most(worst, WORST),
+        checks=tables.in_one_group(state.checks),
     )
 
 
