@@ -40,7 +40,7 @@ def call(*command, check=True, env=None, **options):
         **{key: value for key, value in options.items() if key != "input"},
     ) as process:
         try:
-            out, err = process.communicate(options.get("input"), timeout=60)
+            out, err = process.communicate(options.get("input"), timeout=120)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -148,6 +148,20 @@ def test_labels_of_results():
     xr.testing.assert_identical(found, kl_div_with_logits(x, t, dim="class", reduction="none"))
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_label_of_one_is_not_that_of_all(labels):
+    t = named(T).assign_coords(source=("doc", list("stuv"))).isel(doc=0)
+    x = named(X).assign_coords(source=("doc", list("stuv")))
+    x = x if labels else x.drop_vars(["doc", "source"])
+    same_bits(kl_div(x, t, reduction="none"), kl_div(X, T[:1], reduction="none"))
+    for a, b in ((x, t), (t, x)):
+        found = kl_div(a, b, dim="doc", reduction="sum").compute(scheduler="sync")
+        kept = {"token", "class_name", "run"}
+        assert set(found.coords) == kept | ({"source", "language"} - set(x.coords))
+        found = kl_div(a, b, reduction="none").compute(scheduler="sync")
+        assert ("doc" in found.coords) == labels
+
+
 @pytest.mark.parametrize("missing", ["doc", "token", ("doc", "token")])
 @pytest.mark.parametrize("side", ["input", "target"])
 def test_missing_dimensions_broadcast_by_name(side, missing):
@@ -207,8 +221,9 @@ class Stored(xr.backends.BackendArray):
         self.values, self.shape, self.dtype, self.read = values, values.shape, values.dtype, []
 
     def __getitem__(self, key):
-        self.read.append(self.values[key.tuple].shape)
-        return self.values[key.tuple]
+        part = self.values[getattr(key, "tuple", key)]
+        self.read.append(part.shape)
+        return part
 
     def __dask_tokenize__(self):
         return dask.base.normalize_token(self.values)
@@ -226,6 +241,20 @@ def test_arrays_of_files_are_read_by_chunks(lender):
     assert found.chunks == ((2, 2), (3,), (5,))
     same_bits(found, kl_div(X, T, reduction="none"))
     assert set(stored.read) == {(2, 3, 5)}
+
+
+@pytest.mark.parametrize("with_names", [True, False])
+def test_where_of_a_file_is_read_by_chunks(with_names):
+    where = stored = Stored(MASK)
+    if with_names:
+        where = xr.DataArray(
+            xr.Variable(("doc", "token"), xr.core.indexing.LazilyIndexedArray(stored))
+        )
+    x, t = named(X, chunks=(2, 3, 5)), named(T, chunks=(2, 3, 5))
+    found = kl_div_with_logits(x, t, where=where, reduction="sum")
+    assert set(stored.read) <= {(0, 0)}
+    same_bits(found, kl_div_with_logits(X, T, where=MASK, reduction="sum"))
+    assert set(stored.read) - {(0, 0)} == {(2, 3)}
 
 
 # Plain arrays beside named ones
@@ -321,6 +350,19 @@ def test_evaluations(order):
         **options,
     )
     assert same(objects, expected) == ["doc", "token"]
+
+
+STRINGS = [np.dtype(object), np.dtypes.StringDType(), np.dtype("U2")]
+
+
+@pytest.mark.parametrize("dtype", STRINGS, ids=str)
+def test_groups_are_strings_of_any_kind(dtype):
+    options = {"progress": False, "scheduler": "sync"}
+    expected = evaluate(X, T, groups=np.array(list("abcd"))[:, None], **options)
+    groups = np.array(list("abcd")).astype(dtype)
+    x = named(X, chunks=(2, 3, 5)).assign_coords(letter=("doc", groups))
+    for given in ("doc", "letter", x.letter, xr.DataArray(groups, dims="doc")):
+        assert same(evaluate(x, T, groups=given, **options), expected) == ["doc", "token"]
 
 
 def test_reports_have_the_names(tmp_path):

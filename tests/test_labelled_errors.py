@@ -31,6 +31,7 @@ COORDS = {
 }
 BATCH = xr.DataArray(da.from_array(X, chunks=(2, 3, 5)), dims=DIMS, coords=COORDS)
 OTHER = xr.DataArray(T, dims=DIMS, coords=COORDS).transpose("class", "doc", "token")
+PAGES = BATCH.drop_vars("doc").assign_coords(page=("doc", [1, 2, 3, 4])).set_xindex("page")
 QUIET = {"progress": False}
 
 ERRORS = {
@@ -49,6 +50,12 @@ ERRORS = {
     ),
     "dim is ('class', 'doc'); the dimensions of the operands are 'doc', 'token', 'class'": (
         lambda: kl_div_with_logits(BATCH, T, dim=("class", "doc")),
+    ),
+    "dim is ['class']; the dimensions of the operands are 'doc', 'token', 'class'": (
+        lambda: kl_div_with_logits(BATCH, T, dim=["class"]),
+    ),
+    "axis is (-1, 2), which names an axis twice": (
+        lambda: kl_div(BATCH, T, reduction="sum", axis=(-1, 2)),
     ),
     "dim is ('doc', 'doc'), which names a dimension twice": (
         lambda: kl_div(BATCH, T, reduction="sum", dim=("doc", "doc")),
@@ -75,6 +82,10 @@ ERRORS = {
         lambda: kl_div(BATCH, OTHER.assign_coords(token=[10, 20, 31])),
         lambda: kl_div(BATCH, OTHER.isel(token=[1, 0, 2])),
     ),
+    "target has other labels along 'page' than input, or another order of them;": (
+        lambda: kl_div(PAGES, PAGES[::-1]),
+        lambda: kl_div_summary(PAGES, PAGES[::-1]),
+    ),
     "where has other labels along 'doc' than input": (
         lambda: kl_div(BATCH, T, where=BATCH[::-1] < 0),
     ),
@@ -82,7 +93,15 @@ ERRORS = {
         lambda: kl_div_with_logits(BATCH, T, where=BATCH < 0),
     ),
     "where is a plain array, and the dimensions of input and target are not in one order; accepted"
-    " is a DataArray": (lambda: kl_div(BATCH, OTHER, where=MASK),),
+    " is a DataArray": (
+        lambda: kl_div(BATCH, OTHER, where=MASK),
+        lambda: kl_div_with_logits(BATCH[0], BATCH, where=MASK),
+    ),
+    "target is a plain array of 3 axes; accepted is a DataArray, or at most the axes 'doc',"
+    " 'token', 'class' of lengths (1, 3, 5), and these are (4, 3, 5)": (
+        lambda: kl_div(BATCH[:1], T, reduction="none"),
+        lambda: evaluate(BATCH[:1], T, **QUIET),
+    ),
     "target is a plain array of 4 axes; accepted is a DataArray, or at most the axes 'doc',": (
         lambda: kl_div(BATCH, T[None]),
     ),
@@ -113,6 +132,20 @@ def test_errors(text):
     for call in ERRORS[text]:
         with pytest.raises(ValueError, match=re.escape(text)):
             call()
+
+
+def test_the_classes_have_to_be_named_or_numbered():
+    for call in (kl_div_with_logits, evaluate):
+        with pytest.raises(TypeError, match="axis is None; accepted is an integer"):
+            call(BATCH, OTHER, axis=None)
+
+
+def test_names_that_come_twice_are_refused():
+    with pytest.warns(UserWarning, match="Duplicate dimension names"):
+        twice = xr.DataArray(X[:3, :3], dims=("doc", "doc", "class"))
+    for call in (kl_div, evaluate):
+        with pytest.raises(ValueError, match=r"input has the dimensions .*, one of them twice"):
+            call(twice, twice)
 
 
 def test_other_labelled_objects_are_refused():

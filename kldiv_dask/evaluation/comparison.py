@@ -38,6 +38,8 @@ class Comparison(NamedTuple):
     """How many sums that is from."""
 
     def __str__(self) -> str:
+        if self.clusters < 2:
+            return f"mean divergences differ by {self.difference:.4g} nats (of one sequence)"
         low, high = self.confidence_interval
         p = "p < 1e-12" if self.p_value < 1e-12 else f"p = {self.p_value:.2g}"
         return (
@@ -60,7 +62,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     ----------
     a, b : Evaluation
         Of two inputs against the same target, at the same positions and with the same
-        `cluster_axis`. That the targets are the same is checked where they are files.
+        `cluster_axis`. That the targets are the same is checked where `evaluate` was given both
+        input and target by their paths.
 
     Returns
     -------
@@ -70,6 +73,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     ------
     ValueError
         They are not of the same positions and target.
+    TypeError
+        They are not evaluations.
 
     Examples
     --------
@@ -83,6 +88,9 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     >>> comparison.difference > 0, comparison.p_value < 0.001
     (True, True)
     """
+    for name, run in (("a", a), ("b", b)):
+        if not isinstance(run, Evaluation):
+            raise TypeError(f"{name} is a {type(run).__name__}; accepted is an Evaluation")
     for name in ("target", "cluster_axis", "shape", "kind", "temperature"):
         left, right = a.fingerprint[name], b.fingerprint[name]
         # The name of an array also says how it is cut; files are known by what is in them.

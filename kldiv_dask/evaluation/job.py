@@ -154,6 +154,8 @@ def evaluate(
         raise ValueError(f"temperature is {temperature} with kind={kind!r}; it is for logits")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'skip'")
+    if dtype is not None and float_dtype(dtype) != np.float64:
+        raise ValueError(f"dtype is {dtype!r}; accepted are None and 'float64'")
     path = None if checkpoint is None else _checked_path(checkpoint)
     described = {"input": _described(input, input_key), "target": _described(target, target_key)}
     operands, identities = _opened((input, target), (input_key, target_key), chunks)
@@ -162,7 +164,7 @@ def evaluate(
     arrays = as_dask(given.input, given.target)
     identities = identities or [array.name for array in arrays]
     wide = resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
-    wide = wide or (dtype is not None and float_dtype(dtype) == np.float64)
+    wide = wide or dtype is not None
     computed = graph.computed_in(wide, temperature)
     classes = resolve_class_axis(given.axis, *arrays)
     whole = [last_axis(classes, array) for array in arrays]
@@ -207,7 +209,8 @@ def evaluate(
         line = ProgressLine(total, int(pair.nbytes), run.progress.done, run.states.size)
     end = run.walk(line)
     if end.state is None:
-        raise EvaluationError("no position could be evaluated")
+        why = f": {end.skipped[0]['error']}" if end.skipped else ""
+        raise EvaluationError(f"no position could be evaluated{why}")
     names = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "version")
     provenance = described | {name: fingerprint[name] for name in names}
     provenance |= {"dtype": pair.input.dtype.name, "seconds": round(end.seconds, 3)}

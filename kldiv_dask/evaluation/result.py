@@ -41,7 +41,7 @@ class Evaluation:
     >>> import numpy as np
     >>> from kldiv_dask import evaluate
     >>> evaluate(np.log([[0.25, 0.75]]), np.zeros((1, 2)), progress=False)
-    <Evaluation: mean 0.143841 nats over 1 positions>
+    <Evaluation: mean 0.143841 nats over 1 position>
     """
 
     def __init__(
@@ -232,7 +232,8 @@ class Evaluation:
         return report.text(self.to_dict())
 
     def __repr__(self) -> str:
-        return f"<Evaluation: mean {self.mean:.6g} nats over {self.count} positions>"
+        positions = f"{self.count:,} position{'' if self.count == 1 else 's'}"
+        return f"<Evaluation: mean {self.mean:.6g} nats over {positions}>"
 
 
 def _plain(numbers: Statistics) -> dict[str, Any]:

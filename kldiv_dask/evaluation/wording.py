@@ -125,6 +125,8 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
             line += f" (by up to {number(check['largest_deviation'])})"
         place = _index(check["first"][0], dims) if check["first"] else ""
         yield loud, f"{line}, first at {place}" if place else line
+    if not report["overall"]["count"]:
+        yield True, "no position is included"
     skipped = report["skipped"]
     if report["checks"] and not found and not skipped:
         yield False, "data checks: nothing found"

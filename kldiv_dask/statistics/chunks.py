@@ -84,7 +84,7 @@ def evaluate_chunks(
             tolerance=plan.tolerance,
         )
         states.append(state.of(positions))
-        if len(states) == AT_ONCE:
+        if len(states) == AT_ONCE or state.are_large(states):
             states = [state.merge(states)]
     return state.merge(states)
 

@@ -47,6 +47,9 @@ COLUMNS = 4096
 # Cells, and columns, of all groups together; beyond, neighbours are joined by twos.
 MOST_RUNS = 2**17
 
+# Sums that are joined at once, in bytes.
+MOST_BYTES = 2**28
+
 WORST = 20
 FIRST = 5
 
@@ -201,10 +204,19 @@ def most(extremes: Extremes, count: int) -> Extremes:
     return Extremes(extremes.groups[kept], extremes.values[kept], extremes.places[kept])
 
 
+def are_large(states: Sequence[State]) -> bool:
+    """Whether states have more in them than should be joined at once, which copies it twice."""
+    tables = (value for state in states for value in state if isinstance(value, Table))
+    return sum(table.sums.nbytes for table in tables) > MOST_BYTES
+
+
 def merge(states: Sequence[State]) -> State:
     """Merge states of positions that none of them shares."""
     if len(states) == 1:
         return _bounded(states[0])
+    if len(states) > 2 and are_large(states):
+        half = len(states) // 2
+        return merge([merge(states[:half]), merge(states[half:])])
     groups = np.unique(np.concatenate([state.groups for state in states]))
     places = [np.searchsorted(groups, state.groups) for state in states]
     halvings = max(state.halvings for state in states)
