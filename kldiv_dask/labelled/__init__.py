@@ -1,0 +1,10 @@
+"""Operands whose dimensions have names: matched by name, and results that have the names again.
+
+Nothing else knows of xarray. What computes is given plain arrays, laid out so that NumPy's
+broadcasting by position pairs what belongs together by name.
+"""
+
+from kldiv_dask.labelled.names import Dims, coordinate
+from kldiv_dask.labelled.operands import Operands, match
+
+__all__ = ["Dims", "Operands", "coordinate", "match"]

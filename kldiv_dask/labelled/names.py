@@ -1,0 +1,141 @@
+"""What the names of dimensions and coordinates mean, and what is refused of them."""
+
+import math
+import sys
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kldiv_dask.options import resolve_axes, resolve_integer_axis
+
+Dims = tuple[Hashable, ...]
+Sizes = Mapping[Hashable, int]
+Arrays = Mapping[str, Any]
+
+
+def is_named(name: str, operand: Any) -> bool:
+    """Whether the argument `name` is a DataArray; no other labelled object is accepted."""
+    xarray = sys.modules.get("xarray")  # unless it has been imported, there are none
+    if xarray is None or isinstance(operand, xarray.DataArray):
+        return xarray is not None
+    if type(operand).__module__.startswith("xarray."):
+        raise TypeError(
+            f"{name} is a {type(operand).__name__}; accepted is a DataArray: pick a variable, as "
+            "dataset['logits'] does"
+        )
+    return False
+
+
+def coordinate(name: str, key: Any, input: Any, target: Any) -> Any:
+    """Return the coordinate that a string means beside DataArrays, and anything else as it is.
+
+    Strings that are held as objects, as files give them, become an array of NumPy's strings.
+    """
+    operands = [a for n, a in (("input", input), ("target", target)) if is_named(n, a)]
+    if operands and isinstance(key, str):
+        found = [array.coords[key] for array in operands if key in array.coords]
+        if not found:
+            known = shown(dict.fromkeys(c for array in operands for c in array.coords))
+            raise ValueError(
+                f"{name} is {key!r}; accepted are the coordinates of input and target, {known}, an"
+                " array, or a file as pathlib.Path"
+            )
+        if not found[0].variable.broadcast_equals(found[-1].variable):
+            raise ValueError(
+                f"{name} is {key!r}, a coordinate that differs between input and target"
+            )
+        key = found[0]
+    if is_named(name, key) and key.dtype.kind in "OT":
+        values = np.asarray(key.values, object)
+        if values.size and all(isinstance(value, str) for value in values.flat):
+            return key.copy(data=values.astype(str))
+    return key
+
+
+def meant_dims(dim: Any, axis: Any, named: Arrays, every: Dims, classes: bool) -> Dims:
+    """Return the names of the dimensions that are meant, by default all."""
+    if dim is not None:
+        if axis != (-1 if classes else None):
+            raise ValueError(f"dim is {dim!r} and axis is {axis!r}; accepted is one of them")
+        one = classes or isinstance(dim, str) or not isinstance(dim, Iterable)
+        meant: Dims = (dim,) if one else tuple(dim)
+        if not all(d in every for d in meant):
+            raise ValueError(f"dim is {dim!r}; the dimensions of the operands are {shown(every)}")
+        if len(set(meant)) < len(meant):
+            raise ValueError(f"dim is {dim!r}, which names a dimension twice")
+        return meant
+    if classes:
+        axis = resolve_integer_axis(axis)
+    elif axis is None:
+        return every
+    resolve_axes(axis, max(array.ndim for array in named.values()))  # for its errors
+    meant = ()
+    for number in axis if isinstance(axis, tuple) else (axis,):
+        found = {n: a.dims[number] for n, a in named.items() if -a.ndim <= number < a.ndim}
+        if len(set(found.values())) > 1:
+            dims = " and ".join(f"{d!r} of {name}" for name, d in found.items())
+            raise ValueError(
+                f"axis {number} is {dims}; give its name as dim, or transpose one of them"
+            )
+        meant += (*found.values(),)[:1]
+    return meant
+
+
+def check_labels(labelled: Arrays) -> None:
+    """Refuse dimensions that differ in length, and indexes in labels or their order."""
+    sizes: dict[Hashable, tuple[str, float]] = {}
+    labels: dict[Hashable, tuple[str, Any]] = {}
+    for name, array in labelled.items():
+        if len(array.sizes) < array.ndim:
+            raise ValueError(f"{name} has the dimensions {shown(array.dims)}, one of them twice")
+        for dim, size in array.sizes.items():
+            if math.isnan(size):
+                raise ValueError(
+                    f"{name} has unknown chunk sizes along {dim!r}; call compute_chunk_sizes() on "
+                    "its data first"
+                )
+            other, length = sizes.setdefault(dim, (name, size))
+            if size != length:
+                raise ValueError(
+                    f"{name} has length {size} along {dim!r} where {other} has {length}; accepted "
+                    "are equal lengths"
+                )
+        for index in array.xindexes:
+            label = array.coords[index].variable
+            other, equal = labels.setdefault(index, (name, label))
+            if not label.equals(equal):
+                raise ValueError(
+                    f"{name} has other labels along {index!r} than {other}, or another order of "
+                    "them; accepted are equal ones, as xarray.align or reindex_like gives"
+                )
+
+
+def dims_of(name: str, array: Any, sizes: Sizes, named: Arrays) -> Dims:
+    """Return the dimensions of an array; the axes of a plain one stand for the last of `sizes`."""
+    dims = tuple(sizes)
+    if is_named(name, array):
+        if not set(array.dims) <= set(dims):
+            raise ValueError(
+                f"{name} has the dimensions {shown(array.dims)}; accepted are some of {shown(dims)}"
+            )
+        return tuple(array.dims)
+    shape = array.shape if hasattr(array, "shape") else np.shape(array)
+    ends = [tuple(d for d in other.dims if d in sizes) for other in named.values()]
+    if shape and any(end != dims[len(dims) - len(end) :] for end in ends):
+        raise ValueError(
+            f"{name} is a plain array, and the dimensions of input and target are not in one order;"
+            " accepted is a DataArray"
+        )
+    own = dims[max(len(dims) - len(shape), 0) :]
+    if len(shape) > len(own) or any(sizes[d] == 1 != n for d, n in zip(own, shape, strict=True)):
+        raise ValueError(
+            f"{name} is a plain array of {len(shape)} axes; accepted is a DataArray, or at most "
+            f"the axes {shown(dims)} of lengths {tuple(sizes.values())}, and these are {shape}"
+        )
+    return own
+
+
+def shown(names: Iterable[Hashable]) -> str:
+    """Return names for a message."""
+    return ", ".join(map(repr, names)) or "none"

@@ -1,0 +1,144 @@
+"""Operands laid out by the names of their dimensions, and results that get the names back."""
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import dask.array as da
+
+from kldiv_dask.align import as_dask
+from kldiv_dask.labelled.names import (
+    Arrays,
+    Dims,
+    Sizes,
+    check_labels,
+    dims_of,
+    is_named,
+    meant_dims,
+    shown,
+)
+
+ATTRIBUTES = {"units": "nats", "long_name": "KL divergence"}
+
+
+class Operands(NamedTuple):
+    """Plain arrays that broadcast by position, and what they were.
+
+    `small` are those that broadcast to the result, by argument, and `axis` numbers what was meant.
+    `dims` are the dimensions of the broadcast operands, classes last. They and `named`, the
+    operands that are labelled, are empty if none is.
+    """
+
+    input: Any
+    target: Any
+    small: dict[str, Any]
+    axis: Any
+    dims: Dims = ()
+    named: tuple[Any, ...] = ()
+
+    def wrap(self, result: da.Array, axes: tuple[int, ...] | None = None) -> Any:
+        """Return what has reduced `axes`, by default all, with the names of its dimensions."""
+        if not self.named:
+            return result
+        import xarray
+
+        reduced = set(self.dims if axes is None else (self.dims[axis] for axis in axes))
+        kept = tuple(dim for dim in self.dims if dim not in reduced)
+        first = self.named[0].coords
+        # What labels a reduced dimension of one operand is no label of the whole result.
+        gone = {c for a in self.named for c, own in a.coords.items() if reduced & set(own.dims)}
+        arrays: list[Any] = []
+        for array in self.named:
+            own = array.coords
+            left_out = set(own) & (gone | set(self.dims) - set(array.dims))
+            if arrays:  # xarray would compute what both have, to see whether it is equal
+                both = set(own) & set(first)
+                left_out |= {c for c in both if {own[c].chunks, first[c].chunks} != {None}}
+            arrays.append(array.drop_vars(left_out))
+        wrapped = xarray.apply_ufunc(
+            lambda *_: result,
+            *arrays,
+            input_core_dims=[array.dims for array in arrays],
+            output_core_dims=[kept if result.ndim == len(kept) else self.dims],
+            exclude_dims=reduced,
+            join="exact",
+            dask="allowed",
+            keep_attrs="drop_conflicts",
+        )
+        wrapped.name = "kl_divergence"
+        wrapped.attrs |= ATTRIBUTES
+        return wrapped
+
+
+def match(
+    input: Any,
+    target: Any,
+    small: Arrays,
+    *,
+    axis: Any = None,
+    dim: Any = None,
+    classes: bool = False,
+) -> Operands:
+    """Lay out operands by the names of their dimensions; where none has names, leave them alone.
+
+    `small` is what is said of elements or, with `classes`, of positions. `axis` or `dim` say which
+    dimensions are meant, by number or by name: with `classes` the one that is to come last.
+    """
+    given = {"input": input, "target": target} | dict(small)
+    labelled = {name: array for name, array in given.items() if is_named(name, array)}
+    named = {name: array for name, array in labelled.items() if name not in small}
+    if not named:
+        if dim is not None:
+            raise ValueError(
+                f"dim is {dim!r} where neither input nor target is a DataArray; accepted is axis"
+            )
+        return Operands(input, target, dict(small), axis)
+    import xarray
+
+    check_labels(labelled)
+    sizes = {d: size for array in named.values() for d, size in array.sizes.items()}
+    meant = meant_dims(dim, axis, named, tuple(sizes), classes)
+    last = meant if classes else ()
+    outer = {d: size for d, size in sizes.items() if d not in last}
+    dims = (*outer, *last)
+    own: dict[str, Dims] = {}
+    for name, array in given.items():
+        own[name] = dims_of(name, array, outer if name in small else sizes, named)
+        if name in named and not set(last) <= set(own[name]):
+            raise ValueError(
+                f"{name} has the dimensions {shown(own[name])}, and not that of the classes, "
+                f"{shown(last)}"
+            )
+    data = given | _in_chunks(labelled, given, own, sizes)
+    # Xarray would read files to hand them over.
+    arrays = tuple(array.copy(deep=False, data=data[name]) for name, array in named.items())
+    data["input"], data["target"] = as_dask(data["input"], data["target"])
+    for name, array in data.items():
+        if isinstance(array, da.Array):
+            wanted = tuple(outer) if name in small else dims
+            # New axes of length one stand between those it has, not before them.
+            start = min(map(wanted.index, own[name]), default=len(wanted))
+            data[name] = xarray.Variable(own[name], array).set_dims(wanted[start:]).data
+    numbers = -1 if classes else tuple(map(dims.index, meant))
+    return Operands(data.pop("input"), data.pop("target"), data, numbers, dims, arrays)
+
+
+def _in_chunks(labelled: Arrays, given: Arrays, own: Arrays, sizes: Sizes) -> dict[str, Any]:
+    """Return what labelled arrays hold; what has no chunks is read like the operand that has.
+
+    That holds for arrays of files too, which xarray would otherwise read whole.
+    """
+    chunks: dict[Hashable, Any] = {}
+    for name in ("input", "target"):
+        if name in labelled or isinstance(given[name], da.Array):
+            known = zip(own[name], given[name].chunks or (), strict=False)
+            chunks |= {d: lengths for d, lengths in known if sum(lengths) == sizes[d]}
+    data = {}
+    for name, array in labelled.items():
+        variable = array.variable.to_base_variable()
+        if array.chunks is None:
+            # What has no elements, or is refused later, has no automatic chunks.
+            other = "auto" if array.size and array.dtype.kind in "fV" else -1
+            variable = variable.chunk({d: chunks.get(d, other) for d in array.dims})
+            chunks |= variable.chunksizes
+        data[name] = variable.data
+    return data
