@@ -92,7 +92,8 @@ def test_it_is_a_dask_command_too(client, masked):
     assert (code, out.count("\n")) == (0, 1)
     assert err == [
         "warning: of 2000 terms 2 are NaN, 0 +inf and 0 -inf;"
-        " --zero-safe counts zero targets as 0 where INPUT is infinite"
+        " --zero-safe counts zero targets as 0 where INPUT is infinite, and negative ones want"
+        " --log-target, or --logits for logits"
     ]
     report = strict(out)
     seconds = report.pop("seconds")

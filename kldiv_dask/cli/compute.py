@@ -120,7 +120,7 @@ def compute(
             start = time.perf_counter()
             summary = _run(client, lazy, sample)
             seconds = time.perf_counter() - start
-            _warn(summary, reduction, logits, options["zero_safe"])
+            _warn(summary, reduction, logits, options["log_target"], options["zero_safe"])
     value = getattr(summary, reduction)
     if not as_json:
         click.echo(value)
@@ -224,7 +224,9 @@ def _walk(client: "Client", lazy: "LazySummary") -> "KLDivSummary":
         return lazy.compute(scheduler=client, progress=bar.update)
 
 
-def _warn(summary: "KLDivSummary", reduction: str, logits: bool, zero_safe: bool) -> None:
+def _warn(
+    summary: "KLDivSummary", reduction: str, logits: bool, log_target: bool, zero_safe: bool
+) -> None:
     """Warn of what the value is or hides."""
     from kldiv_dask.options import resolve_reduction
 
@@ -237,6 +239,8 @@ def _warn(summary: "KLDivSummary", reduction: str, logits: bool, zero_safe: bool
         )
         if summary.nan_count and not (zero_safe or logits):
             message += "; --zero-safe counts zero targets as 0 where INPUT is infinite"
+            if not log_target:
+                message += ", and negative ones want --log-target, or --logits for logits"
         warnings.warn(message, stacklevel=2)
 
 
