@@ -17,7 +17,7 @@ from kldiv_dask.kernels.pointwise import Term
 from kldiv_dask.kernels.rows import RowSums
 from tests import reference
 from tests.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
-from tests.cases import Array, Shape, all_chunkings, dtype_of
+from tests.cases import Array, Shape, all_chunkings, dtype_of, slow_unless
 from tests.test_bits import LAYOUTS, Source, cut
 from tests.test_graph import random_pair, refuse, stages, stored_pair
 from tests.test_operands import filtered, without_expressions
@@ -50,7 +50,8 @@ def wanted(terms: Array, dtype: str, reduction: str, axis: Any, keepdims: bool) 
 # Bits
 
 
-@pytest.mark.parametrize(("dtype", "log_target"), TYPES)
+# A kernel for each takes seconds to compile.
+@pytest.mark.parametrize(("dtype", "log_target"), slow_unless(TYPES[::3], TYPES))
 def test_every_chunking(dtype: str, log_target: bool) -> None:
     """Each chunking of each small shape, with one axis, sort of data and of sum after the other."""
     lazy, results = [], []
@@ -76,7 +77,7 @@ def test_every_chunking(dtype: str, log_target: bool) -> None:
         assert (promised.shape, promised.dtype) == (got.shape, got.dtype), context
 
 
-@pytest.mark.parametrize(("dtype", "log_target"), TYPES)
+@pytest.mark.parametrize(("dtype", "log_target"), slow_unless(TYPES[::3], TYPES))
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_every_axis(dtype: str, log_target: bool, reduction: str) -> None:
     shapes = (3, 1, 4), (2, 1)

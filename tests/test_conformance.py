@@ -77,8 +77,13 @@ def key(golden: Golden) -> tuple[str, bool, str, str, str]:
     return golden.values, golden.options["log_target"], *types, golden.options["reduction"]
 
 
+MIXED = "two types"
+
+
 def group_of(golden: Golden) -> str:
     log = "log target" if golden.options["log_target"] else "target"
+    if golden.input.dtype != golden.target.dtype:
+        return f"{MIXED}, {log}, {golden.result.dtype.name}"
     if golden.legacy:
         return f"legacy {'module' if golden.module else 'function'}, {log}"
     return f"{golden.options['reduction']}, {log}, {golden.result.dtype.name}"
@@ -126,7 +131,11 @@ def disagreement(golden: Golden, got: Array, wanted: Array) -> str:
     return found and f"{golden.name}: {found}"
 
 
-@pytest.mark.parametrize("group", GROUPS)
+# Of two types there are many pairs, and a kernel for each takes seconds to compile.
+@pytest.mark.parametrize(
+    "group",
+    [pytest.param(g, marks=pytest.mark.slow) if g.startswith(MIXED) else g for g in GROUPS],
+)
 def test_library_agrees_with_torch(group: str) -> None:
     goldens = GROUPS[group]
     lazy = [call(golden) for golden in goldens]
