@@ -337,14 +337,14 @@ def test_halvings(monkeypatch, most, groups):
         pair = [da.from_array(a, chunks=(chunks, 3, 6)) for a in (student, teacher)]
         found.append(run(*pair, groups=names, where=where))
     # Halved `h` times, a cell is 2**h sequences.
-    halvings = found[0].state.halvings
+    halvings = found[0].state.cells.halvings
     assert halvings > 0
     kl = twin.measure(student, teacher).kl
     cells = np.broadcast_to(np.arange(64)[:, None] >> halvings, shape)
     error, clusters = twin.clustered(kl[where], cells[where])
     assert found[0].overall.clusters == clusters
     near(found[0].overall.standard_error_clustered, error, 1e-10)
-    step = 2 ** found[0].state.column_halvings
+    step = 2 ** found[0].state.group_columns.halvings
     assert step > 1 or 3 * groups <= max(most, groups)
     for name, one in found[0].groups.items():
         check_by_position(one, kl, where & (names == name), 1e-10, step)

@@ -40,8 +40,8 @@ def packed(state: State) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, value in state._asdict().items():
         if isinstance(value, tuple):
-            columns = value._asdict()  # type: ignore[attr-defined]
-            arrays |= {f"{name}.{part}": array for part, array in columns.items()}
+            parts = value._asdict()  # type: ignore[attr-defined]
+            arrays |= {f"{name}.{part}": np.asarray(one) for part, one in parts.items()}
         else:
             arrays[name] = np.asarray(value)
     return arrays
@@ -52,9 +52,10 @@ def unpacked(arrays: dict[str, npt.NDArray[Any]]) -> State:
     fields: dict[str, Any] = {}
     for name, kind in State.__annotations__.items():
         if kind in (Table, Extremes):
-            fields[name] = kind(*(arrays[f"{name}.{part}"] for part in kind._fields))
+            parts = {part: arrays[f"{name}.{part}"] for part in kind._fields}
+            fields[name] = kind(**{p: one if one.ndim else int(one) for p, one in parts.items()})
         else:
-            fields[name] = int(arrays[name]) if kind is int else arrays[name]
+            fields[name] = arrays[name]
     return State(**fields)
 
 

@@ -9,7 +9,6 @@ from kldiv_dask.evaluation.intervals import t_probability
 from kldiv_dask.evaluation.result import Evaluation
 from kldiv_dask.evaluation.statistics import Interval, cell_sums, clustered, interval
 from kldiv_dask.statistics import tables
-from kldiv_dask.statistics.state import coarser_cells
 from kldiv_dask.storage.opening import OF_FILE
 
 
@@ -98,8 +97,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             continue
         if left != right:
             raise ValueError(f"a and b differ in {name}, which is {left!r} and {right!r}")
-    halvings = max(a.state.halvings, b.state.halvings)
-    cells = [tables.in_one_group(coarser_cells(run.state, halvings)) for run in (a, b)]
+    halvings = max(run.state.cells.halvings for run in (a, b))
+    cells = [tables.in_one_group(tables.coarser(run.state.cells, halvings)) for run in (a, b)]
     if not all(np.array_equal(*pair) for pair in zip(cells[0][:2], cells[1][:2], strict=True)):
         raise ValueError("a and b have different numbers of positions in their sequences")
     (counts, first), (_, second) = map(cell_sums, cells)

@@ -209,7 +209,8 @@ def histogram(table: Table) -> dict[str, list[Any]]:
 
 def _of_group(table: Table, code: int) -> Table:
     start, stop = np.searchsorted(table.keys, [code << tables.WIDTH, code + 1 << tables.WIDTH])
-    return Table(*(column[start:stop] for column in table))
+    keys, counts, sums = (column[start:stop] for column in table[:3])
+    return table._replace(keys=keys, counts=counts, sums=sums)
 
 
 def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
@@ -257,17 +258,15 @@ def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
         ),
         reverse_kl=moments.mean("reverse_kl"),
         jensen_shannon=moments.mean("jensen_shannon"),
-        by_position=_by_position(
-            _of_group(state.group_columns, code), state.column_halvings, shape
-        ),
+        by_position=_by_position(_of_group(state.group_columns, code), shape),
         checks=_checks(_of_group(state.checks, code)),
         labels=_labels(moments, _of_group(state.label_bins, code)) if len(names) > 4 else None,
     )
 
 
-def _by_position(runs: Table, halvings: int, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+def _by_position(runs: Table, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     length = shape[-1] if shape else 1
-    step = -(-length // COLUMNS) << halvings
+    step = -(-length // COLUMNS) << runs.halvings
     rows = zip(runs.rest.tolist(), runs.counts[:, 0].tolist(), runs.sums, strict=True)
     return [
         {

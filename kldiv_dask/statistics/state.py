@@ -77,10 +77,8 @@ class State(NamedTuple):
     groups: npt.NDArray[Any]
     totals: Table
     cells: Table
-    halvings: int
     columns: Table
     group_columns: Table
-    column_halvings: int
     bins: Table
     label_bins: Table
     lowest: Floats
@@ -134,12 +132,10 @@ def of(positions: Positions) -> State:
         groups=positions.groups,
         totals=tables.tabulate(key_of(codes, 0), counts, sums),
         cells=tables.tabulate(key_of(codes, positions.cells), [], [kl]),
-        halvings=0,
         columns=tables.tabulate(columns, [], [kl[: columns.size]]),
         group_columns=tables.tabulate(
             key_of(codes[: in_groups.size], in_groups), [], [kl[: in_groups.size]]
         ),
-        column_halvings=0,
         bins=_binned(codes[ordered], kl[ordered]),
         label_bins=label_bins,
         lowest=_lowest(codes[ordered], kl[ordered], positions.groups.size),
@@ -219,23 +215,11 @@ def merge(states: Sequence[State]) -> State:
         return merge([merge(states[:half]), merge(states[half:])])
     groups = np.unique(np.concatenate([state.groups for state in states]))
     places = [np.searchsorted(groups, state.groups) for state in states]
-    halvings = max(state.halvings for state in states)
-    column_halvings = max(state.column_halvings for state in states)
 
     def joined(name: str) -> Table:
         found = [getattr(state, name) for state in states]
         return tables.merge([tables.regrouped(*pair) for pair in zip(found, places, strict=True)])
 
-    cells = [
-        tables.regrouped(coarser_cells(state, halvings), place)
-        for state, place in zip(states, places, strict=True)
-    ]
-    group_columns = [
-        tables.regrouped(
-            tables.coarser(state.group_columns, column_halvings - state.column_halvings), place
-        )
-        for state, place in zip(states, places, strict=True)
-    ]
     lowest = np.full(groups.size, np.inf)
     for state, place in zip(states, places, strict=True):
         lowest[place] = np.minimum(lowest[place], state.lowest)
@@ -247,11 +231,9 @@ def merge(states: Sequence[State]) -> State:
         State(
             groups=groups,
             totals=joined("totals"),
-            cells=tables.merge(cells),
-            halvings=halvings,
+            cells=joined("cells"),
             columns=tables.merge([state.columns for state in states]),
-            group_columns=tables.merge(group_columns),
-            column_halvings=column_halvings,
+            group_columns=joined("group_columns"),
             bins=joined("bins"),
             label_bins=joined("label_bins"),
             lowest=lowest,
@@ -267,29 +249,12 @@ def _joined(parts: Sequence[Extremes]) -> Extremes:
     return Extremes(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def coarser_cells(state: State, halvings: int) -> Table:
-    """Return the cells of a state, halved so often in all."""
-    return tables.coarser(state.cells, halvings - state.halvings)
-
-
 def _bounded(state: State) -> State:
-    """Join neighbours until there are not too many; how often depends on all data alone."""
-    cells, halvings = _halved(state.cells, state.halvings)
-    columns, column_halvings = _halved(state.group_columns, state.column_halvings)
+    """Join neighbours until there are not too many."""
     return state._replace(
-        cells=cells,
-        halvings=halvings,
-        group_columns=columns,
-        column_halvings=column_halvings,
+        cells=tables.bounded(state.cells, MOST_RUNS),
+        group_columns=tables.bounded(state.group_columns, MOST_RUNS),
     )
-
-
-def _halved(table: Table, halvings: int) -> tuple[Table, int]:
-    # Groups without positions have no run, and which are known so far depends on the order.
-    least = np.unique(table.groups).size
-    while table.keys.size > max(MOST_RUNS, least):
-        table, halvings = tables.coarser(table), halvings + 1
-    return table, halvings
 
 
 def in_one_group(state: State) -> State:
@@ -302,7 +267,6 @@ def in_one_group(state: State) -> State:
         totals=tables.in_one_group(state.totals),
         cells=tables.in_one_group(state.cells),
         group_columns=state.columns,
-        column_halvings=0,
         bins=tables.in_one_group(state.bins),
         label_bins=tables.in_one_group(state.label_bins),
         lowest=np.full(1, state.lowest.min(initial=np.inf)),
@@ -321,9 +285,9 @@ def after(state: State, positions: int) -> State:
 
 def cells_after(state: State, before: State) -> State:
     """Renumber runs of sequences to follow those of another state."""
-    halvings = max(state.halvings, before.halvings)
-    cells = coarser_cells(state, halvings)
+    halvings = max(state.cells.halvings, before.cells.halvings)
+    cells = tables.coarser(state.cells, halvings)
     # A multiple of the length of any run of cells.
-    last = int(before.cells.rest.max(initial=-1)) << before.halvings
+    last = int(before.cells.rest.max(initial=-1)) << before.cells.halvings
     moved = max((last // CELLS + 1) * CELLS >> halvings, (last >> halvings) + 1)
-    return state._replace(cells=cells._replace(keys=cells.keys + moved), halvings=halvings)
+    return state._replace(cells=cells._replace(keys=cells.keys + moved))

@@ -21,12 +21,14 @@ class Table(NamedTuple):
     """What is counted and summed for each key.
 
     `keys` are sorted and each is there once. `sums` has the shape ``(keys, sums, SIZE)``, a
-    canonical partial for each, and `counts` the shape ``(keys, counts)``.
+    canonical partial for each, and `counts` the shape ``(keys, counts)``. The lower parts of the
+    keys have been halved `halvings` times, which joins neighbours.
     """
 
     keys: Integers
     counts: Integers
     sums: Integers
+    halvings: int = 0
 
     @property
     def groups(self) -> Integers:
@@ -78,11 +80,15 @@ def tabulate(keys: Integers, counts: Sequence[Integers], sums: Sequence[Floats])
 
 
 def merge(tables: Sequence[Table]) -> Table:
-    """Add tables of equal columns."""
+    """Add tables of equal columns, as often halved as any of them is."""
     if len(tables) == 1:
         return tables[0]
-    joined = Table(*map(np.concatenate, zip(*tables, strict=True)))
-    return _rekeyed(joined, joined.keys)
+    halvings = max(table.halvings for table in tables)
+    halved = [coarser(table, halvings) for table in tables]
+    keys = np.concatenate([table.keys for table in halved])
+    counts = np.concatenate([table.counts for table in halved])
+    sums = np.concatenate([table.sums for table in halved])
+    return _rekeyed(Table(keys, counts, sums, halvings), keys)
 
 
 def in_one_group(table: Table) -> Table:
@@ -95,9 +101,23 @@ def regrouped(table: Table, places: Integers) -> Table:
     return table._replace(keys=key_of(places[table.groups], table.rest))
 
 
-def coarser(table: Table, times: int = 1) -> Table:
-    """Halve the lower part of the keys so many times."""
-    return _rekeyed(table, key_of(table.groups, table.rest >> times)) if times else table
+def coarser(table: Table, halvings: int) -> Table:
+    """Have the lower parts of the keys halved so often in all."""
+    keys = key_of(table.groups, table.rest >> halvings - table.halvings)
+    halved = table if halvings == table.halvings else _rekeyed(table, keys)
+    return halved._replace(halvings=halvings)
+
+
+def bounded(table: Table, most: int) -> Table:
+    """Halve the lower parts of the keys until there are not too many.
+
+    How often does not depend on the order in which tables are merged, if each is bounded.
+    """
+    # Groups without positions have no key, and which are known so far depends on the order.
+    least = np.unique(table.groups).size
+    while table.keys.size > max(most, least):
+        table = coarser(table, table.halvings + 1)
+    return table
 
 
 def _rekeyed(table: Table, keys: Integers) -> Table:
@@ -109,4 +129,4 @@ def _rekeyed(table: Table, keys: Integers) -> Table:
     counts = np.add.reduceat(table.counts[order], starts, axis=0)
     sums = np.add.reduceat(table.sums[order], starts, axis=0)
     carry(np.moveaxis(sums, -1, 0))
-    return Table(unique, counts, sums)
+    return Table(unique, counts, sums, table.halvings)
