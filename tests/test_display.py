@@ -86,11 +86,12 @@ def test_markup_is_escaped():
 
 
 def stage_names():
-    """What the functions of `stage` are called, and classes that name themselves."""
+    """What the functions of `stage` and `of_pair` are called, and classes that name themselves."""
     for path in Path(kldiv_dask.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "stage":
-                yield f"kl-div-{ast.literal_eval(node.args[0])}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("stage", "of_pair"):
+                if isinstance(node.args[0], ast.Constant):
+                    yield f"kl-div-{node.args[0].value}"
             elif isinstance(node, ast.Constant) and str(node.value).startswith("kl-div-"):
                 yield node.value.rstrip("-")
 

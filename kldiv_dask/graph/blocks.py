@@ -1,5 +1,6 @@
 """What one pair of chunks becomes: its terms, its partials, or its sums."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from kldiv_dask import partial
 from kldiv_dask.align import Pair
-from kldiv_dask.graph.stages import stage
+from kldiv_dask.graph.stages import Function, stage
 from kldiv_dask.kernels import pointwise
 from kldiv_dask.kernels.pointwise import Chunk, Mask, Term
 from kldiv_dask.kernels.rows import OUTPUTS, RowSums
@@ -18,7 +19,7 @@ from kldiv_dask.options import Kind
 Shape = tuple[int, ...]
 
 
-def checked_shape(
+def _checked_shape(
     input: Chunk, target: Chunk, where: Mask | None, matching: Shape, masked: Shape
 ) -> Shape:
     """Return the shape of a block, and refuse unequal lengths along the axes that are to match.
@@ -42,32 +43,51 @@ def checked_shape(
     return shape
 
 
-@stage("terms")
+def of_pair(name: str) -> Callable[[Function], Any]:
+    """Make a stage of a function of two chunks, that of a mask or None, and their shape."""
+
+    def decorate(function: Function) -> Any:
+        @stage(name)
+        @functools.wraps(function)
+        def checked(
+            input: Chunk,
+            target: Chunk,
+            where: Mask | None = None,
+            *,
+            matching: Shape,
+            masked: Shape,
+            **options: Any,
+        ) -> Any:
+            shape = _checked_shape(input, target, where, matching, masked)
+            return function(input, target, where, shape, **options)
+
+        return checked
+
+    return decorate
+
+
+@of_pair("terms")
 def _terms(
     input: Chunk,
     target: Chunk,
-    where: Mask | None = None,
+    where: Mask | None,
+    shape: Shape,
     *,
-    matching: Shape,
-    masked: Shape,
     term: Term,
 ) -> Chunk:
-    checked_shape(input, target, where, matching, masked)
     return pointwise.block_terms(input, target, term, where)
 
 
-@stage("block")
+@of_pair("block")
 def _block(
     input: Chunk,
     target: Chunk,
-    where: Mask | None = None,
+    where: Mask | None,
+    shape: Shape,
     *,
-    matching: Shape,
-    masked: Shape,
     term: Term,
 ) -> partial.Partial:
     """Reduce a pair of chunks to one partial."""
-    shape = checked_shape(input, target, where, matching, masked)
     result = partial.zero((1,) * len(shape))
     state = result.reshape(partial.SIZE)
     pointwise.add_block(state, input, target, term, where)
@@ -79,19 +99,17 @@ def _block(
     return result
 
 
-@stage("block")
+@of_pair("block")
 def _partials(
     input: Chunk,
     target: Chunk,
-    where: Mask | None = None,
+    where: Mask | None,
+    shape: Shape,
     *,
-    matching: Shape,
-    masked: Shape,
     term: Term,
     axes: Shape,
 ) -> partial.Partial:
     """Reduce some axes of a pair of chunks to length one, with a partial for each output."""
-    shape = checked_shape(input, target, where, matching, masked)
     sums = RowSums(input, target, where, axes, term)
     result = partial.zero(_reduced(shape, axes))
     states = result.reshape(*sums.shape, partial.SIZE)
@@ -102,20 +120,18 @@ def _partials(
     return result
 
 
-@stage("block")
+@of_pair("block")
 def _sums(
     input: Chunk,
     target: Chunk,
-    where: Mask | None = None,
+    where: Mask | None,
+    shape: Shape,
     *,
-    matching: Shape,
-    masked: Shape,
     term: Term,
     axes: Shape,
     kind: Kind,
 ) -> Chunk:
     """Reduce some axes of a pair of chunks, which are whole in it, to length one."""
-    shape = checked_shape(input, target, where, matching, masked)
     sums = RowSums(input, target, where, axes, term)
     result = np.empty(sums.shape, term.dtype)
     states = partial.zero((min(OUTPUTS, result.size),))
@@ -174,7 +190,7 @@ def blockwise(
     new_axes: dict[int, int] | None = None,
     **keywords: Any,
 ) -> da.Array:
-    """Apply a function to each pair of chunks, and to that of `where` if there is one."""
+    """Apply what `of_pair` made to each pair of chunks, and to that of `where` if there is one."""
     new_axes = new_axes or {}
     axes = tuple(range(pair.ndim))
     operands = [array for array in (pair.input, pair.target, pair.where) if array is not None]

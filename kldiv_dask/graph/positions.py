@@ -11,7 +11,7 @@ import numpy as np
 
 from kldiv_dask import partial
 from kldiv_dask.align import Pair, alone
-from kldiv_dask.graph.blocks import Shape, blockwise, checked_shape
+from kldiv_dask.graph.blocks import Shape, blockwise, of_pair
 from kldiv_dask.graph.finalise import without
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.graph.tree import SplitEvery, fan_in, unchanged
@@ -37,37 +37,34 @@ class Logits(NamedTuple):
     dtype: np.dtype[Any]
 
 
-@stage("block")
+@of_pair("block")
 def _divergences(
     input: Chunk,
     target: Chunk,
-    where: Mask | None = None,
+    where: Mask | None,
+    shape: Shape,
     *,
-    matching: Shape,
-    masked: Shape,
     temperature: float,
     compute: np.dtype[Any],
     to: np.dtype[Any],
 ) -> Any:
     """Return the divergences of a pair of chunks that hold all classes."""
-    if not checked_shape(input, target, where, matching, masked)[-1]:
+    if not shape[-1]:
         raise ValueError("input and target have 0 classes; accepted are equal numbers from 1 on")
     divergences = softmax.block_divergences(input, target, _flat(where), compute, temperature)
     return _rounded(divergences, to)[..., None]
 
 
-@stage("block")
+@of_pair("block")
 def _states(
     input: Chunk,
     target: Chunk,
-    where: Mask | None = None,
+    where: Mask | None,
+    shape: Shape,
     *,
-    matching: Shape,
-    masked: Shape,
     temperature: float,
     compute: np.dtype[Any],
 ) -> Result:
-    checked_shape(input, target, where, matching, masked)
     states = softmax.block_states(input, target, _flat(where), compute, temperature)
     return states[..., None, :]
 
@@ -104,12 +101,9 @@ def _conclude(states: list[Result], where: Mask | None = None, *, to: np.dtype[A
     return _rounded(softmax.divergences_of(merged, where), to)
 
 
-@stage("block")
-def _sum(
-    divergences: Result, _: Result, where: Mask | None = None, *, matching: Shape, masked: Shape
-) -> partial.Partial:
+@of_pair("block")
+def _sum(divergences: Result, _: Result, where: Mask | None, shape: Shape) -> partial.Partial:
     """Reduce a chunk of divergences to one partial."""
-    shape = checked_shape(divergences, divergences, where, matching, masked)
     result = partial.zero((1,) * len(shape))
     state = result.reshape(partial.SIZE)
     values = divergences if where is None else divergences[np.broadcast_to(where, shape)]
