@@ -101,7 +101,9 @@ def evaluate(
         Of paths, the name of the array in a file or group of many, as in `open_pair`.
     checkpoint : str or os.PathLike, optional
         A local file that is written now and then, and when the run ends or fails. A run that finds
-        it takes up where the other ended.
+        it takes up where the other ended, if it is of the same data and options. Data are known by
+        the names of their Dask arrays; so a store that xarray or Dask has opened should not be
+        changed in place meanwhile, while a change of what is given by its path is noticed.
     checkpoint_interval : float, optional
         After how many seconds it is written again: by default 60, or what
         ``kldiv.evaluate.checkpoint-interval`` of Dask's configuration says.
