@@ -112,7 +112,9 @@ def test_a_read_only_install_without_a_home(installed):
 def test_processes_that_start_at_once(installed):
     """They write to one cache, with kernels of three types; each sum is checked in its process."""
     dtypes = ["float32", "float16", "float64"]
-    processes = [start(installed, dtypes[i % 3]) for i in range(64)]
+    # Tests that run beside this one have clocks of their own.
+    last = ("nice", "-n", "19")
+    processes = [start(installed, dtypes[i % 3], before=last) for i in range(64)]
     for process in processes:
         finish(process)
     later = [start(installed, dtype) for dtype in dtypes]
