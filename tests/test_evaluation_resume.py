@@ -15,8 +15,8 @@ import pytest
 
 from kldiv_dask import Evaluation, EvaluationError, EvaluationWarning, evaluate
 from kldiv_dask.evaluation import checkpoint
-from kldiv_dask.evaluation.checkpoint import packed
 from tests.stores import chunk_files, write
+from tests.test_evaluation import same_bits
 
 SHAPE = (24, 3, 5)
 VALUES = np.random.default_rng(0).normal(size=(2, *SHAPE))
@@ -47,15 +47,6 @@ def go(path=None, *, before=lambda: None, chunks=1, **options):
     ]
     given = {"labels": LABELS, "groups": GROUPS, "scheduler": "sync", "progress": False}
     return evaluate(*pair, checkpoint=path, **given | {"checkpoint_interval": 0} | options)
-
-
-def same_bits(left, right):
-    first, second = packed(left), packed(right)
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        other = second[name]
-        assert (array.dtype, array.shape) == (other.dtype, other.shape), name
-        assert array.tobytes() == other.tobytes(), name
 
 
 def load(path):

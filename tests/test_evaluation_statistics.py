@@ -9,12 +9,11 @@ import pytest
 from scipy import special, stats
 
 from kldiv_dask import Evaluation, compare, evaluate
-from kldiv_dask.evaluation.checkpoint import packed
 from kldiv_dask.evaluation.intervals import t_probability, t_quantile
 from kldiv_dask.evaluation.statistics import PROBABILITIES, clustered, interval
 from kldiv_dask.statistics import sketch, state
 from tests import reference_evaluation as twin
-from tests.test_evaluation import check_by_position
+from tests.test_evaluation import check_by_position, same_bits
 
 
 def rng(*seed):
@@ -287,8 +286,7 @@ def test_save_and_load(tmp_path):
     again = Evaluation.load(tmp_path / "result")
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
     assert again.to_json() == found.to_json()
-    left, right = packed(again.state), packed(found.state)
-    assert all(left[name].tobytes() == right[name].tobytes() for name in left | right)
+    same_bits(again.state, found.state)
     (tmp_path / "result").write_bytes((tmp_path / "result").read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"result is damaged"):
         Evaluation.load(tmp_path / "result")
@@ -349,7 +347,5 @@ def test_halvings(monkeypatch, most, groups):
     for name, one in found[0].groups.items():
         check_by_position(one, kl, where & (names == name), 1e-10, step)
     check_by_position(found[0].overall, kl, where, 1e-10)
-    first = packed(found[0].state)
     for other in found[1:]:
-        second = packed(other.state)
-        assert all(first[name].tobytes() == second[name].tobytes() for name in first | second)
+        same_bits(other.state, found[0].state)

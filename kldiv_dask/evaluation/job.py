@@ -196,7 +196,7 @@ def evaluate(
         "version": version("kldiv-dask"),
     }
     run = Run(
-        graph.states(graph.Operands(pair.input, pair.target, **small), plan),
+        graph.states(pair, small, plan),
         [_ends(lengths) for lengths in positions],
         fingerprint,
         path,

@@ -5,7 +5,7 @@ Everything here is public Dask API, so that the result works under Dask's defaul
 """
 
 from kldiv_dask.graph.blocks import partials, sums, terms
-from kldiv_dask.graph.evaluations import Operands, merged_state, states
+from kldiv_dask.graph.evaluations import merged_state, states
 from kldiv_dask.graph.finalise import batch_size, count, value, values, without
 from kldiv_dask.graph.positions import (
     Logits,
@@ -19,7 +19,6 @@ from kldiv_dask.graph.tree import fan_in, merged
 
 __all__ = [
     "Logits",
-    "Operands",
     "batch_size",
     "computed_in",
     "count",

@@ -1,11 +1,13 @@
 """States of evaluations, of each pair of chunks and of many."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from kldiv_dask.align import Pair
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.graph.tree import fan_in, unchanged
 from kldiv_dask.statistics import state
@@ -13,19 +15,6 @@ from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
 
 # States of many groups take megabytes.
 FAN_IN = 8
-
-
-class Operands(NamedTuple):
-    """Arrays that are aligned: the classes of the first two are last and in one chunk.
-
-    The others, of which each may be None, broadcast to the positions.
-    """
-
-    input: da.Array
-    target: da.Array
-    where: da.Array | None
-    groups: da.Array | None
-    labels: da.Array | None
 
 
 @stage("block")
@@ -57,20 +46,20 @@ def _merge(states: npt.NDArray[np.object_], axis: tuple[int, ...], keepdims: boo
     return _boxed(state.merge(states.ravel().tolist()), states.ndim)
 
 
-def states(operands: Operands, plan: Plan) -> da.Array:
-    """Return the state of each pair of chunks; the grid has an axis of length one for classes."""
-    chunks = np.broadcast_shapes(operands.input.numblocks, operands.target.numblocks)
-    ndim = len(chunks) - 1
-    positions = _position_chunks(operands)
-    starts = [da.from_array(np.cumsum((0, *lengths[:-1])), chunks=1) for lengths in positions]
-    small = {
-        name: array
-        for name, array in zip(Operands._fields[2:], operands[2:], strict=True)
-        if array is not None
-    }
-    axes = tuple(range(ndim + 1))
+def states(pair: Pair, said: Mapping[str, da.Array | None], plan: Plan) -> da.Array:
+    """Return the state of each pair of chunks; the grid has an axis of length one for classes.
+
+    The classes of `pair` are last and in one chunk. What is `said` of positions is aligned with
+    them: `where`, `groups` and `labels`, each None if nothing is.
+    """
+    ndim = pair.ndim - 1
+    starts = [
+        da.from_array(np.cumsum((0, *lengths[:-1])), chunks=1) for lengths in pair.chunks[:ndim]
+    ]
+    small = {name: array for name, array in said.items() if array is not None}
+    axes = tuple(range(pair.ndim))
     indexed: list[Any] = []
-    for array in operands[:2]:
+    for array in (pair.input, pair.target):
         indexed += [array, axes[len(axes) - array.ndim :]]
     for axis, start in enumerate(starts):
         indexed += [start, (axis,)]
@@ -87,14 +76,6 @@ def states(operands: Operands, plan: Plan) -> da.Array:
         dtype=object,
         meta=np.empty((0,) * len(axes), object),
     )
-
-
-def _position_chunks(operands: Operands) -> list[tuple[int, ...]]:
-    """Return the chunks of the positions."""
-    ndim = max(operands.input.ndim, operands.target.ndim)
-    padded = [((1,),) * (ndim - array.ndim) + array.chunks for array in operands[:2]]
-    pairs = list(zip(*padded, strict=True))[:-1]
-    return [right if sum(left) == 1 else left for left, right in pairs]
 
 
 def merged_state(states: da.Array) -> da.Array:
