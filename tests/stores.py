@@ -1,7 +1,11 @@
 """The same small array, stored in every way the library opens."""
 
 import os
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import zarr
@@ -46,3 +50,24 @@ def chunk_files(path):
     chunks = [file for file in files if file.name[-1].isdigit()]
     assert len(chunks) == 6
     return chunks
+
+
+@contextmanager
+def served(folder, *, lists=True):
+    """Serve a folder by HTTP, with or without listings of its folders; give its URL."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def list_directory(self, path):
+            return super().list_directory(path) if lists else self.send_error(403)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

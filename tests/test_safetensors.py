@@ -231,3 +231,19 @@ def test_truncated_after_opening(path, used):
     with pytest.raises(ChunkReadError, match=rf"\[0:10, 0:6\].*has {size - 8} bytes") as caught:
         x.compute()
     assert (caught.value.path, caught.value.key) == (str(path), "scores")
+
+
+@pytest.mark.parametrize("replace", [True, False])
+@pytest.mark.parametrize("used", [False, True])
+def test_file_of_equal_size_after_opening(tmp_path, path, replace, used):
+    x = open_array(path, chunks=(5, -1))
+    held = x[:5].compute() if used else None
+    written = tmp_path / "new.safetensors" if replace else path
+    save_file({"scores": -VALUES}, written)
+    date_later(written)
+    if replace:
+        os.replace(written, path)
+    with pytest.raises(ChunkReadError, match=r"\[5:10, 0:6\].*the file was written at .*rsync -t"):
+        x[5:].compute()
+    if used and replace:
+        assert np.array_equal(held, VALUES[:5])  # the map is still of the old file

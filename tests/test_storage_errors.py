@@ -1,8 +1,11 @@
 """What goes wrong with stored arrays, and that the error says where."""
 
+import itertools
 import os
 import pickle
+import re
 import shutil
+import subprocess
 import sys
 
 import ml_dtypes
@@ -11,7 +14,7 @@ import pytest
 import zarr
 
 from kldiv_dask.storage import ChunkReadError, open_array, open_pair
-from tests.stores import VALUES, ZARR_FILES, chunk_files, write
+from tests.stores import VALUES, ZARR_FILES, chunk_files, date_later, write
 
 
 def npy_header(path, shape, data=b""):
@@ -183,6 +186,7 @@ def shrink(path):
     ("kind", "damage", "cause", "message"),
     [
         ("npy-C", shrink, ValueError, "has 600 bytes, it had 608 when it was opened"),
+        ("npy-C", date_later, ValueError, "the file was written at"),
         ("npy-F", os.remove, FileNotFoundError, "No such file"),
         ("npy-F", lambda path: np.save(path, VALUES[0]), ValueError, "has 176 bytes"),
         ("zarr2", shutil.rmtree, FileNotFoundError, "(No such file|no Zarr array)"),
@@ -202,6 +206,83 @@ def test_damage_after_opening(tmp_path, kind, damage, cause, message, used):
         x.sum().compute()
     assert isinstance(caught.value.__cause__, cause)
     assert caught.value.path == path
+
+
+def replaced(path):
+    np.save(f"{path}.new.npy", -VALUES)
+    date_later(f"{path}.new.npy")
+    os.replace(f"{path}.new.npy", path)
+
+
+def rewritten_in_place(path):
+    with open(path, "r+b") as file:
+        file.seek(-VALUES.nbytes, os.SEEK_END)
+        file.write((-VALUES).tobytes())
+    date_later(path)
+
+
+@pytest.mark.parametrize("change", [replaced, rewritten_in_place])
+@pytest.mark.parametrize("used", [False, True])
+def test_npy_file_of_equal_size_after_opening(tmp_path, change, used):
+    """One half of a sum would be of the old file, the other of the new."""
+    path, _ = write(tmp_path, "npy-C", VALUES)
+    x = open_array(path, chunks=(5, -1))
+    held = x[:5].compute() if used else None  # and the map of the old file with it
+    change(path)
+    with pytest.raises(
+        ChunkReadError, match=r"\[5:10, 0:6\] could not be read.*file was written"
+    ) as e:
+        x[5:].compute()
+    assert (held is not None) == used
+    assert re.search(r"at 20\d\d-.*Z, before it was opened it was at 20\d\d-.*Z", str(e.value))
+    assert "must keep their times (cp -p, rsync -t)" in str(e.value)
+    assert np.array_equal(open_array(path).compute(), -VALUES)
+
+
+@pytest.mark.parametrize("copy", [["cp", "-p"], ["cp", "--preserve=timestamps"]])
+def test_copies_that_keep_their_times_are_the_same(tmp_path, copy):
+    path, _ = write(tmp_path, "npy-C", VALUES)
+    x = open_array(path)
+    os.rename(path, tmp_path / "original.npy")
+    subprocess.run([*copy, tmp_path / "original.npy", path], check=True)
+    assert np.array_equal(x.compute(), VALUES)
+
+
+def dangling(file):
+    target = file.rename(file.with_name("moved"))
+    file.symlink_to(target)
+    target.unlink()
+
+
+def dangling_folder(file):
+    target = file.parent.rename(file.parent.with_name("moved"))
+    file.parent.symlink_to(target)
+    shutil.rmtree(target)
+
+
+def directory(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        *itertools.product(ZARR_FILES, [dangling, directory]),
+        # of format 2, chunks lie beside the metadata
+        *itertools.product(sorted({*ZARR_FILES} - {"zarr2"}), [dangling_folder]),
+    ],
+)
+def test_chunks_that_are_no_files_are_no_fill_values(tmp_path, kind, damage):
+    path, key = write(tmp_path, kind, VALUES, chunks=(4, 3))
+    x = open_array(path, key=key, chunks=(4, 3))
+    damage(chunk_files(path)[-1])
+    with pytest.raises(
+        ChunkReadError, match=r"\[8:10, 3:6\] .*: .* must be a file, got a"
+    ) as caught:
+        x[8:, 3:].compute()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert np.array_equal(x[:8].compute(), VALUES[:8])
 
 
 def test_zarr_array_replaced_after_opening(tmp_path):

@@ -1,5 +1,7 @@
 """Datasets of HDF5 files."""
 
+import itertools
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from kldiv_dask import config
+from kldiv_dask.storage.attributes import NAMES, missing_values, refuse_packed
+from kldiv_dask.storage.contents import (
+    Contents,
+    Region,
+    contents_of,
+    grid,
+    seen_file,
+    unwritten,
+)
 from kldiv_dask.storage.source import (
     Source,
     check_dtype,
+    check_unchanged,
     display_name,
     name_some,
     require,
@@ -44,14 +57,55 @@ class Hdf5Source(Source):
         Opening takes 0.4 ms. A file that stayed open would keep its lock, and could not be written
         anew for as long as the process runs.
         """
-        status = os.stat(self.path)
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise ValueError(
-                f"the file has {status.st_size} bytes and was written at {status.st_mtime_ns} ns,"
-                f" it had {self.size} and {self.mtime_ns} ns when it was opened"
-            )
+        check_unchanged(os.stat(self.path), self.size, self.mtime_ns)
         with _opened(self.path) as file:
             return file[self.key][index]
+
+    def contents(self) -> Contents:
+        """Look at the file and at the index of stored chunks in it; see `Source.contents`."""
+        seen = seen_file(os.path.basename(self.path), os.stat(self.path))
+        most = config.count("files-checked")
+        with _opened(self.path) as file:
+            dataset = file[self.key]
+            missing = list(itertools.islice(_unwritten(dataset), most))
+            fill = float(dataset.fillvalue)
+        if fill in self.missing_values:
+            fill = math.nan
+        return contents_of(self, [seen], missing=missing, fill=fill)
+
+
+def _unwritten(dataset: Any) -> Iterator[Region]:
+    """Give the positions of the stored chunks of a dataset that were never written.
+
+    A dataset that is not chunked gets its place in the file when some of it is written. One that
+    is small lies beside its name, from the beginning.
+    """
+    h5d = require("h5py", "hdf5", dataset.file.filename).h5d
+    if not dataset.size:
+        return
+    if dataset.chunks is None:
+        contiguous = dataset.id.get_create_plist().get_layout() == h5d.CONTIGUOUS
+        if contiguous and dataset.id.get_offset() is None:
+            yield tuple((0, n) for n in dataset.shape)
+        return
+    counts = grid(dataset.shape, dataset.chunks)
+    if dataset.id.get_num_chunks() < math.prod(counts):
+        absent = np.ones(counts, bool)
+        for start in _starts(dataset.id):
+            absent[tuple(at // size for at, size in zip(start, dataset.chunks, strict=True))] = (
+                False
+            )
+        yield from unwritten(absent, dataset.chunks, dataset.shape)
+
+
+def _starts(dataset: Any) -> list[tuple[int, ...]]:
+    """List where the stored chunks of a dataset begin that are in the file."""
+    starts: list[tuple[int, ...]] = []
+    if hasattr(dataset, "chunk_iter"):  # from HDF5 1.12.3 on
+        dataset.chunk_iter(lambda chunk: starts.append(chunk.chunk_offset))
+        return starts
+    numbers = range(dataset.get_num_chunks())
+    return [dataset.get_chunk_info(number).chunk_offset for number in numbers]
 
 
 @contextmanager
@@ -96,7 +150,7 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
     ------
     ValueError
         If `key` does not name a dataset, there is none or a choice of them without a key, its
-        data are in other files, or the file is damaged or truncated.
+        data are in other files or packed, or the file is damaged or truncated.
     TypeError
         If the data type can't be read.
     BlockingIOError
@@ -117,6 +171,8 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
         if dataset.is_virtual or dataset.external or dataset.file.filename != file.filename:
             # What is missing there would be read as fill values, and rewriting it goes unnoticed.
             raise ValueError(f"{name} has its data in other files; open those instead")
+        attributes = {one: dataset.attrs[one] for one in NAMES if one in dataset.attrs}
+        refuse_packed(attributes, path, key, "open_dataset")
         check_dtype(dataset.dtype, name)
         return Hdf5Source(
             path=path,
@@ -127,6 +183,7 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
             order="C",
             size=status.st_size,
             mtime_ns=status.st_mtime_ns,
+            missing_values=missing_values(attributes, dataset.dtype, name),
         )
 
 

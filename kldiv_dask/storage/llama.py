@@ -12,16 +12,20 @@ Numbers are little-endian::
 
 Only the second half of a chunk is predicted, so that there is some context: row j is computed at
 position n_ctx // 2 + j and predicts the token after that. Its log-probabilities, in nats, are
-scale * code + minimum. The codes span the range of the row, but no more than the 16 nats below its
-maximum: whatever is less likely is raised to that floor. So rows do not quite add up to 1.
+scale * code + minimum, rounded to half a step. The largest code is that of the likeliest class,
+whose log-probability is exact. The codes span the range of the row, but no more than the 16 nats
+(24 in ik_llama.cpp, which is better for this purpose) below its maximum: whatever is less likely is
+raised to that floor, and has code 0. So the probabilities of a row do not quite add up to 1: each is
+off by up to half a step, and each at the floor is too large by up to 1.1e-7.
 
 The layout is that of ``tools/perplexity/perplexity.cpp`` in https://github.com/ggml-org/llama.cpp.
 """
 
+import math
 import os
 import struct
-from dataclasses import dataclass
-from decimal import Context, Decimal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,9 +39,20 @@ _KEYS = "log_probs", "labels", "tokens"
 _SIGNATURE = b"_logits_"
 _FIRST_TOKEN = 20
 
-# Decimal logarithms and exponentials are the same everywhere, those of C libraries are not.
-# Beyond the range of float64 they are infinite, as there.
-_DECIMAL = Context(prec=25, traps=[])
+_LARGEST_CODE = 65535
+# Nats from the maximum of a row to its floor, in llama.cpp and in ik_llama.cpp.
+_FLOORS = 16.0, 24.0
+# By how much a range may miss the floor: maximum - 16 is rounded to float32, by 1e-3 where logits
+# are near -16,000.
+_RANGE_SLACK = 1e-3
+# Error of a log-probability beyond that of its code: float32 rounding of scale and minimum, three
+# times at numbers up to 36, of their product and sum, and of expf.
+_HEAD_SLACK = 1e-5
+# Error of a code: half of one, and the rounding of 1 / scale in float32.
+_CODE_SLACK = 0.52
+
+# Numbers at a time, or those of one row if they are more, so that they stay in the cache.
+_BLOCK = 2**16
 
 
 class _Header(NamedTuple):
@@ -70,66 +85,162 @@ class _Header(NamedTuple):
         """Whether there is a row, and a class in it."""
         return min(self.rows, self.n_vocab, self.n_chunk) > 0
 
+    def whole_chunks(self, size: int) -> int:
+        """Count the chunks of which a file of `size` bytes has all rows."""
+        return max(0, min(self.n_chunk, (size - self.first_row) // (self.rows * self.row_bytes)))
+
 
 @dataclass(frozen=True, slots=True)
 class LogProbsSource(MappedSource):
     """The log-probabilities of a base file, which are stored as codes.
 
-    Parameters
-    ----------
-    renormalise : bool, optional
-        Whether to subtract from each row the logarithm of the sum of its probabilities.
-    """
+    They are scale * code + minimum in float32, as llama.cpp reads them. Each row is checked,
+    whichever of its classes are asked for.
 
-    renormalise: bool = False
+    Notes
+    -----
+
+    Notes
+    -----
+    """
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the arrays read, float32."""
         return np.dtype(np.float32)
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether rows do not quite add up to 1, so that `evaluate` adds - p + q to p log(p / q)."""
+        return True
+
+    @property
+    def tolerance(self) -> float:
+        """By how much the probabilities of a sound row may miss the sum of 1.
+
+        Each may be half a step off, and every class may be raised to the floor.
+        """
+        raised = self.shape[-1] * math.exp(-_FLOORS[0])
+        return float(_rounding(_FLOORS[1] / _LARGEST_CODE)) + raised
+
     def read(self, index: tuple[Any, ...]) -> Any:
         """Decode a region; see `Source.read`.
 
-        A row of zeros would give every class the probability 1. It is what a crash leaves in a
-        file that had got its size but not all of its contents, and is refused.
+        Raises
+        ------
+        ValueError
+            If one of its rows can't have been written by llama.cpp, as after a crash, which may
+            leave zeros in a file that had got its size but not all of its contents.
         """
         chunks, rows, classes = (i if isinstance(i, slice) else slice(i, i + 1) for i in index)
         heads = self.view("<f4", (*self.shape[:2], 2), self.offset - 8, (*self.strides[:2], 4))
-        scale, minimum = np.split(heads[chunks, rows], 2, axis=-1)
-        if self.shape[-1] > 1 and ((scale == 0) & (minimum == 0)).any():
-            raise ValueError("a row was never written: its scale and its minimum are 0")
-        if self.renormalise:
-            codes = MappedSource.read(self, (chunks, rows, slice(None)))
-            values = _renormalised(codes, scale)[..., classes]
-        else:
-            codes = MappedSource.read(self, (chunks, rows, classes))
-            values = np.multiply(codes, scale, dtype=np.float32)
-            values += minimum
+        heads = heads[chunks, rows]
+        codes = MappedSource.read(self, (chunks, rows, slice(None)))
+        with np.errstate(over="ignore", invalid="ignore"):  # as there may be in damaged rows
+            values, sums = _decode(heads, codes, classes)
+            damage = _first_damage(heads, codes, sums)
+        if damage is not None:
+            (chunk, row), found = damage
+            n_chunk, n_row, _ = self.shape
+            place = [range(n_chunk)[chunks][chunk], range(n_row)[rows][row]]
+            raise ValueError(f"row {place} {found}")
         return values[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
 
 
-def _renormalised(codes: Any, scale: Any) -> Any:
-    """Decode whole rows so that the probabilities of each add up to 1.
+def _decode(heads: Any, codes: Any, classes: slice) -> tuple[Any, Any]:
+    """Give the log-probabilities of some classes, and what the probabilities of all add up to."""
+    *positions, n_vocab = codes.shape
+    kept = range(n_vocab)[classes]
+    values, sums = np.empty((*positions, len(kept)), np.float32), np.empty(positions)
+    for block in _blocks(codes.shape):
+        decoded = (
+            values[block] if kept == range(n_vocab) else np.empty(codes[block].shape, np.float32)
+        )
+        decoded[...] = codes[block]
+        decoded *= heads[block][..., :1]
+        decoded += heads[block][..., 1:]
+        values[block] = decoded[..., classes]
+        sums[block] = np.exp(decoded).sum(-1, dtype=np.float64)
+    return values, sums
 
-    The minimum cancels out. Computed in float64, row by row, so that no bit depends on which rows
-    are read together, and rounded to float32 once.
-    """
-    values = np.empty(codes.shape, np.float32)
-    for row in np.ndindex(codes.shape[:-1]):
-        step = float(scale[row][0])
-        total = _exponentials(step)[codes[row]].sum()
-        logarithm = float(_DECIMAL.ln(Decimal(float(total))))
-        values[row] = np.multiply(codes[row], step, dtype=np.float64) - logarithm
-    return values
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Divide chunks and rows into blocks of about `_BLOCK` numbers."""
+    n_chunk, n_row, n_vocab = shape
+    rows = max(1, _BLOCK // n_vocab)
+    chunks = max(1, rows // max(1, n_row))
+    for chunk in range(0, n_chunk, chunks):
+        for row in range(0, n_row, rows):
+            yield slice(chunk, chunk + chunks), slice(row, row + rows)
 
 
-def _exponentials(step: float) -> Any:
-    """Give exp(step * code) for every code, as products of the exponentials of its bits."""
-    table = np.ones(1)
-    for bit in range(16):
-        table = np.concatenate([table, table * float(_DECIMAL.exp(Decimal(step * 2**bit)))])
-    return table
+def _first_damage(heads: Any, codes: Any, sums: Any) -> tuple[Any, str] | None:
+    """Give the place of the first row that is damaged, and what is wrong, the end of a sentence."""
+    damages = list(_damages(heads, codes, sums))
+    places = np.argwhere(np.any([where for where, *_ in damages], axis=0))
+    if not len(places):
+        return None
+    first = tuple(places[0])
+    found, *numbers = next(rest for where, *rest in damages if where[first])
+    return first, found.format(*(number[first] for number in numbers))
+
+
+def _damages(heads: Any, codes: Any, sums: Any) -> Iterator[tuple[Any, ...]]:
+    """Say where there is each damage, with a sentence, and the numbers in it."""
+    step, minimum = np.moveaxis(heads.astype(float), -1, 0)
+    n_vocab = codes.shape[-1]
+    is_nan = np.isnan(step)  # as llama.cpp makes them of logits that are NaN or infinite
+    is_known = ~np.isnan(minimum)
+    least, largest = codes.min(-1), codes.max(-1)
+    yield (
+        (step == 0) & (minimum == 0) & (n_vocab > 1),
+        "was never written: its scale and its minimum are 0",
+    )
+    yield (
+        is_nan & (is_known | (largest != 0)),
+        "is damaged: its scale is NaN, its minimum or one of its codes not",
+    )
+    span = step * _LARGEST_CODE
+    yield (
+        ~(is_nan | (span >= 0) & (span < _FLOORS[1] + _RANGE_SLACK)),
+        "is damaged: its scale must be between 0 and 24 / 65535, got {}",
+        step,
+    )
+    wanted = np.where(step == 0, 0, _LARGEST_CODE)
+    yield (
+        ~is_nan & ((least != 0) | (largest != wanted)),
+        "is damaged: its codes must be from 0 to {} for a scale of {}, got {} to {}",
+        *(wanted, step, least, largest),
+    )
+    top, lowest = minimum + span, -math.log(n_vocab)
+    yield (
+        is_known & ~((top >= lowest - _HEAD_SLACK) & (top <= _HEAD_SLACK)),
+        f"is damaged: its largest log-probability must be between {lowest:.6g}, of {n_vocab} equal"
+        " ones, and 0, got {:.6g}",
+        top,
+    )
+    slack = _rounding(step)
+    at_most = sums + slack
+    at_least = sums - slack - _raised(span, minimum, codes, where=sums - slack > 1)
+    yield (
+        is_known & ~((at_least <= 1) & (at_most >= 1)),
+        "is damaged: its probabilities must add up to 1, they do to {:.6g}",
+        sums,
+    )
+
+
+def _raised(span: Any, minimum: Any, codes: Any, where: Any) -> Any:
+    """Give the probability of all classes at the floor, in rows that have one; elsewhere 0."""
+    has_floor = np.any([np.abs(span - floor) < _RANGE_SLACK for floor in _FLOORS], axis=0)
+    raised = np.zeros(span.shape)
+    for row in map(tuple, np.argwhere(where & has_floor)):
+        raised[row] = codes.shape[-1] - np.count_nonzero(codes[row])
+    return raised * np.exp(minimum)
+
+
+def _rounding(step: Any) -> Any:
+    """Give the largest error of a sum of probabilities that is due to rounding."""
+    return np.expm1(_CODE_SLACK * step + _HEAD_SLACK)
 
 
 def recognises(path: str) -> bool:
@@ -137,7 +248,7 @@ def recognises(path: str) -> bool:
     return signature(path) == _SIGNATURE
 
 
-def open_source(path: str, key: str | None) -> MappedSource:
+def open_source(path: str, key: str | None, allow_truncated: bool = False) -> MappedSource:
     """Read the header of a base file.
 
     Parameters
@@ -146,8 +257,10 @@ def open_source(path: str, key: str | None) -> MappedSource:
         Absolute local path.
     key : {None, 'log_probs', 'labels', 'tokens'}
         The log-probabilities, float32 of shape (n_chunk, rows, n_vocab), which are meant by None
-        too; the token that each row predicts, int32 of shape (n_chunk, rows); or all tokens,
-        int32 of shape (n_chunk, n_ctx).
+        too; the token that each row predicts, int32 of shape (n_chunk, rows); or all tokens, int32
+        of shape (n_chunk, n_ctx).
+    allow_truncated : bool, optional
+        Whether to open a file that is shorter than its header says, up to its last whole chunk.
 
     Returns
     -------
@@ -163,8 +276,9 @@ def open_source(path: str, key: str | None) -> MappedSource:
     if key not in (None, *_KEYS):
         raise ValueError(f"{path} is {DESCRIPTION} and holds no {key!r}; {name_some(_KEYS)}")
     header, status = _read_header(path)
-    n_ctx, n_vocab, n_chunk = header
-    rows, row_bytes = header.rows, header.row_bytes
+    _check_size(path, header, status.st_size, allow_truncated)
+    n_chunk = header.whole_chunks(status.st_size)
+    n_ctx, n_vocab, rows, row_bytes = header.n_ctx, header.n_vocab, header.rows, header.row_bytes
     file: dict[str, Any] = {"path": path, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     if key in ("labels", "tokens"):
         skipped = n_ctx - rows if key == "labels" else 0
@@ -179,7 +293,7 @@ def open_source(path: str, key: str | None) -> MappedSource:
             **file,
         )
     return LogProbsSource(
-        key="log_probs",
+        key=key or "log_probs",
         shape=(n_chunk, rows, n_vocab),
         stored_dtype=np.dtype("<u2"),
         stored_chunks=(1, 1, n_vocab),
@@ -190,8 +304,55 @@ def open_source(path: str, key: str | None) -> MappedSource:
     )
 
 
+def align(input: LogProbsSource, target: LogProbsSource) -> tuple[LogProbsSource, LogProbsSource]:
+    """Check that two base files are of the same text.
+
+    Parameters
+    ----------
+    input, target : LogProbsSource
+        What the two models predict.
+
+    Returns
+    -------
+    input, target : LogProbsSource
+        The same, up to the last chunk that both have, where one is of a truncated file.
+
+    Raises
+    ------
+    ValueError
+        If their headers or their tokens differ.
+    """
+    x, t = input, target
+    headers = (_read_header(source.path)[0] for source in (x, t))
+    names = "tokens a chunk", "classes", "chunks"
+    for name, *numbers in zip(names, *headers, strict=True):
+        if numbers[0] != numbers[1]:
+            raise _other_text(x, t, f"{numbers[0]} and {numbers[1]} {name}")
+    n_chunk = min(x.shape[0], t.shape[0])
+    x, t = (replace(source, shape=(n_chunk, *source.shape[1:])) for source in (x, t))
+    mine, others = (_tokens(source) for source in (x, t))
+    if not np.array_equal(mine, others):
+        place = tuple(np.argwhere(mine != others)[0].tolist())
+        at = f"token {place[1]} of chunk {place[0]}"
+        raise _other_text(x, t, f"{at} is {mine[place]} and {others[place]}")
+    return x, t
+
+
+def _tokens(source: LogProbsSource) -> Any:
+    """Read the tokens of the chunks that a source has."""
+    tokens = open_source(source.path, "tokens", allow_truncated=True)
+    return tokens.read((slice(source.shape[0]), slice(None)))
+
+
+def _other_text(input: LogProbsSource, target: LogProbsSource, found: str) -> ValueError:
+    return ValueError(
+        f"{input.path} and {target.path} must be of the same text, got {found}, in this order;"
+        " write both with the same -f, -c and --chunks, by models of the same vocabulary"
+    )
+
+
 def _read_header(path: str) -> tuple[_Header, os.stat_result]:
-    """Read the numbers that say how large everything is, and hold them against the file's size."""
+    """Read the numbers that say how large everything is."""
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         numbers = file.read(_FIRST_TOKEN)[len(_SIGNATURE) :]
@@ -206,10 +367,23 @@ def _read_header(path: str) -> tuple[_Header, os.stat_result]:
             f"{path} is no readable base file of llama.cpp: n_ctx, n_vocab and n_chunk must be at"
             f" least 3, 1 and 1, they are {', '.join(map(str, header))}"
         )
-    if size != header.file_bytes:
-        raise ValueError(
-            f"{path} is {'truncated' if size < header.file_bytes else 'damaged'}:"
-            f" {header.n_chunk} chunks of {header.rows} rows of {header.n_vocab} classes take"
-            f" {header.file_bytes} bytes with their {header.n_ctx} tokens each, the file has {size}"
-        )
     return header, status
+
+
+def _check_size(path: str, header: _Header, size: int, allow_truncated: bool) -> None:
+    """Hold the size of a file against its header, which is written first."""
+    if size == header.file_bytes:
+        return
+    planned = (
+        f"{header.n_chunk} chunks of {header.rows} rows of {header.n_vocab} classes take"
+        f" {header.file_bytes} bytes with their {header.n_ctx} tokens each, the file has {size}"
+    )
+    if size > header.file_bytes:
+        raise ValueError(f"{path} is damaged: {planned}")
+    whole = header.whole_chunks(size)
+    if not (allow_truncated and whole):
+        hint = "pass allow_truncated=True to read those" if whole else "write it again"
+        raise ValueError(
+            f"{path} is truncated, as after a run that was killed: it has {whole} of"
+            f" {header.n_chunk} chunks; {hint}. {planned}"
+        )

@@ -8,7 +8,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from kldiv_dask.storage.source import Source
+from kldiv_dask.storage.contents import Contents, contents_of, seen_file
+from kldiv_dask.storage.source import Source, check_unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,22 @@ class MappedSource(Source):
     ) -> np.ndarray[Any, np.dtype[Any]]:
         """See a part of the file as an array.
 
-        A map beyond the end of the file would kill the process (SIGBUS), so the size is checked
-        first, at every read.
+        A map beyond the end of the file would kill the process (SIGBUS), and one of another file,
+        or of one that is being written, would mix the old with the new. So size and time are
+        checked first, at every read, which takes 2 µs.
         """
-        size = os.stat(self.path).st_size
-        if size != self.size:
-            raise ValueError(f"the file has {size} bytes, it had {self.size} when it was opened")
+        check_unchanged(os.stat(self.path), self.size, self.mtime_ns)
         version = self.path, self.size, self.mtime_ns
         whole = _MAPS.get(version)
         if whole is None:
             with open(self.path, "rb") as file:
+                check_unchanged(os.fstat(file.fileno()), self.size, self.mtime_ns)
                 whole = _MAPS[version] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.ndarray(shape, dtype, whole, offset, strides or None, self.order)
+
+    def contents(self) -> Contents:
+        """Look at the file; see `Source.contents`. All of it was written."""
+        return contents_of(self, [seen_file(os.path.basename(self.path), os.stat(self.path))])
 
 
 # Every map holds a file descriptor, and there may be thousands of chunks in memory: all views of a

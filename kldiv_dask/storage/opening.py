@@ -1,13 +1,14 @@
 """From files to lazily read Dask arrays."""
 
 import os
+import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import dask.array as da
 import dask.base
 import numpy as np
+from dask.blockwise import Blockwise
 
 from kldiv_dask.storage import hdf5, llama, npy, safetensors, zarr
 from kldiv_dask.storage.chunking import Chunks, NormalisedChunks, plan_chunks, restrict
@@ -36,7 +37,7 @@ FORMATS: tuple[Format, ...] = (npy, safetensors, zarr, hdf5, llama)
 
 
 def open_array(
-    path: PathLike, *, chunks: Chunks = None, key: str | None = None, renormalise: bool = False
+    path: PathLike, *, chunks: Chunks = None, key: str | None = None, allow_truncated: bool = False
 ) -> da.Array:
     """Open a stored array lazily.
 
@@ -62,13 +63,13 @@ def open_array(
         Path of the array within a Zarr group or an HDF5 file, or name of the tensor; where an HDF5
         or ``.safetensors`` file holds only one, it can be left out. Of a base file of llama.cpp,
         ``'log_probs'``, the default: float32 log-probabilities of shape (chunk, row, class), with
-        whole rows as stored chunks; ``'labels'``: the token that each row predicts, int32 of shape
-        (chunk, row); or ``'tokens'``: all tokens, int32 of shape (chunk, position).
-    renormalise : bool, optional
-        Whether to subtract from each row of log-probabilities of llama.cpp the logarithm of the
-        sum of its probabilities. They are stored rounded, and none less than 16 nats below the
-        largest of its row, so the probabilities of a row do not quite add up to 1. Computed in
-        float64, then rounded to float32.
+        whole rows as stored chunks, each row adding up to 1; ``'stored_log_probs'``: exactly as
+        stored, to compare with what llama.cpp prints; ``'labels'``: the token that each row
+        predicts, int32 of shape (chunk, row); or ``'tokens'``: all tokens, int32 of shape
+        (chunk, position).
+    allow_truncated : bool, optional
+        Whether to open a base file of llama.cpp that is shorter than its header says, as after a
+        run that was killed, up to its last whole chunk.
 
     Returns
     -------
@@ -76,7 +77,8 @@ def open_array(
         Array of the stored shape and dtype, in native byte order. Chunks of ``.npy`` and
         ``.safetensors`` files are read-only views of the file. Opening the same file again gives
         the same keys; writing the file, or Zarr metadata, gives new ones, as long as the time of
-        writing is another.
+        writing is another. Of floating arrays in Zarr and HDF5, what their CF attributes
+        ``_FillValue`` and ``missing_value`` say has no value is NaN.
 
     Raises
     ------
@@ -84,7 +86,9 @@ def open_array(
         If there is nothing at `path`.
     ValueError
         If the format is not recognised, the file is damaged or truncated, `key` does not name an
-        array or is needed, `chunks` does not suit the shape, or `renormalise` the array.
+        array or is needed, its numbers are packed (the CF attributes ``scale_factor`` and
+        ``add_offset``, which xarray applies), `chunks` does not suit the shape, or
+        `allow_truncated` the format.
     TypeError
         If the dtype is not boolean, integer or real floating point.
     ImportError
@@ -93,6 +97,18 @@ def open_array(
         If another process has an HDF5 file open for writing.
     ChunkReadError
         At compute time, if a chunk can't be read: its file is damaged, or has changed or gone.
+
+    Notes
+    -----
+    llama.cpp stores log-probabilities in 16 bits, and none less than 16 nats below the largest of
+    its row (24 in ik_llama.cpp, which is better for this purpose: write base files with it where
+    you can). What is less likely is raised to that floor. Such a class is read as half as likely as
+    the floor, the middle of what it may be, and the row is made to add up to 1. Against known rows
+    of 32,000 classes, up to 0.6 % of whose mass was raised, divergences above 0.1 then had a root
+    mean square error of 1 %, those above 1e-3 of 0.4 %, those above 1e-5 of 1.5 %, and smaller ones
+    of 30 %. None is negative beyond float32 rounding. Perplexities are up to 0.2 % too large. With
+    more classes more is raised, and the errors grow as that does. With the floor of 24 nats, they
+    are below 0.4 % from 1e-5 on.
 
     Examples
     --------
@@ -106,9 +122,7 @@ def open_array(
     ...     scores.chunks, float(scores.sum().compute())
     (((2, 1), (2,)), 15.0)
     """
-    source = _open_source(path, key)
-    if renormalise:
-        (source,) = _renormalised([source])
+    (source,) = _open_sources([(path, key)], allow_truncated)
     return _to_dask(source, plan_chunks([source], chunks))
 
 
@@ -119,22 +133,24 @@ def open_pair(
     chunks: Chunks = None,
     input_key: str | None = None,
     target_key: str | None = None,
-    renormalise: bool = False,
+    allow_truncated: bool = False,
 ) -> tuple[da.Array, da.Array]:
     """Open two stored arrays lazily, chunked alike, so that each pair of chunks is one task.
 
     Parameters
     ----------
     input, target : str or os.PathLike
-        As `path` of `open_array`; the formats may differ. The shapes must broadcast.
+        As `path` of `open_array`; the formats may differ. The shapes must broadcast. Two base files
+        of llama.cpp must be of the same text.
     chunks : int, str, tuple, mapping or None, optional
         As in `open_array`, said of the broadcast shape. By default a common multiple of both
         arrays' stored chunks, of about 128 MiB in the wider dtype; where the least common multiple
         is larger than that, a multiple of the larger stored chunks.
     input_key, target_key : str, optional
         As `key` of `open_array`, for each array.
-    renormalise : bool, optional
-        As in `open_array`, for whichever array is of llama.cpp, or both.
+    allow_truncated : bool, optional
+        As in `open_array`, for whichever array is of llama.cpp, or both: then up to the last whole
+        chunk of the shorter one.
 
     Returns
     -------
@@ -147,7 +163,8 @@ def open_pair(
     TypeError
         If either dtype is not float16, bfloat16, float32 or float64.
     ValueError
-        If the shapes do not broadcast, or for the reasons in `open_array`.
+        If the shapes do not broadcast, two base files of llama.cpp differ in their tokens or in the
+        numbers of their chunks, contexts or classes, or for the reasons in `open_array`.
     FileNotFoundError, ImportError, BlockingIOError, ChunkReadError
         As in `open_array`.
 
@@ -164,14 +181,14 @@ def open_pair(
     ...     x.chunks == t.chunks, float((t - x).sum().compute())
     (True, 8.0)
     """
-    sources = [_open_source(input, input_key), _open_source(target, target_key)]
+    sources = _open_sources([(input, input_key), (target, target_key)], allow_truncated)
     for source in sources:
         if source.dtype.name not in REAL_FLOATS:
             accepted = ", ".join(REAL_FLOATS)
             raise TypeError(f"{source.name} has dtype {source.dtype}; a pair is two of {accepted}")
-    if renormalise:
-        sources = _renormalised(sources)
     x, t = sources
+    if isinstance(x, llama.LogProbsSource) and isinstance(t, llama.LogProbsSource):
+        x, t = llama.align(x, t)
     try:
         np.broadcast_shapes(x.shape, t.shape)
     except ValueError as error:
@@ -179,7 +196,7 @@ def open_pair(
             f"the shapes of input, {x.shape} in {x.name}, and target, {t.shape} in {t.name},"
             " do not broadcast"
         ) from error
-    planned = plan_chunks(sources, chunks)
+    planned = plan_chunks([x, t], chunks)
     return _to_dask(x, planned), _to_dask(t, planned)
 
 
@@ -205,23 +222,31 @@ def _open_source(path: PathLike, key: str | None) -> Source:
     )
 
 
-def _renormalised(sources: Sequence[Source]) -> list[Source]:
-    """Have those sources renormalised that are log-probabilities of llama.cpp, at least one."""
-    if not any(isinstance(source, llama.LogProbsSource) for source in sources):
-        raise ValueError(
-            "renormalise=True is for log-probabilities of llama.cpp's base files;"
-            f" {' and '.join(source.name for source in sources)} can't be renormalised"
-        )
-    return [
-        replace(source, renormalise=True) if isinstance(source, llama.LogProbsSource) else source
-        for source in sources
+def _open_sources(
+    paths: Sequence[tuple[PathLike, str | None]], allow_truncated: bool
+) -> list[Source]:
+    """Open paths with their keys; those of base files of llama.cpp maybe truncated."""
+    if not allow_truncated:
+        return [_open_source(path, key) for path, key in paths]
+    of_llama = [llama.recognises(normalise_path(path)) for path, _ in paths]
+    sources: list[Source] = [
+        llama.open_source(normalise_path(path), key, allow_truncated=True)
+        if is_llama
+        else _open_source(path, key)
+        for (path, key), is_llama in zip(paths, of_llama, strict=True)
     ]
+    if not any(of_llama):
+        names = " and ".join(source.name for source in sources)
+        raise ValueError(
+            f"allow_truncated=True is for base files of llama.cpp, got {names}; leave it out"
+        )
+    return sources
 
 
 def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:
     """Wrap a source, with its part of the planned chunks."""
     chunks = restrict(planned, source.shape)
-    return da.from_array(
+    array = da.from_array(
         source,
         chunks=chunks,
         name=f"kl-div-read-{dask.base.tokenize(source, chunks)}",
@@ -231,3 +256,42 @@ def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:
         fancy=False,
         meta=np.empty((0,) * source.ndim, source.dtype),
     )
+    _remember(array.name, source)
+    return array
+
+
+# The newest sources, by the names of their arrays. Each takes 1 kB, and what asks for one follows
+# its opening soon.
+_SOURCES: dict[str, Source] = {}
+_MOST_SOURCES = 10_000
+_LOCK = threading.Lock()
+
+
+def _remember(name: str, source: Source) -> None:
+    """Note which source an array reads, in place of the oldest note if there are many."""
+    with _LOCK:
+        _SOURCES.pop(name, None)
+        _SOURCES[name] = source
+        while len(_SOURCES) > _MOST_SOURCES:
+            del _SOURCES[next(iter(_SOURCES))]
+
+
+def source_of(array: da.Array) -> Source | None:
+    """Return which source a Dask array reads.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Any array.
+
+    Returns
+    -------
+    Source or None
+        The source, if `open_array` or `open_pair` made the array in this process; None of arrays
+        that were derived from it, or that were read, by ``persist``, and so may be older than what
+        is stored.
+    """
+    layers = getattr(array.dask, "layers", None)  # which array expressions do not have
+    if layers is not None and not isinstance(layers.get(array.name), Blockwise):
+        return None
+    return _SOURCES.get(array.name)

@@ -6,12 +6,19 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from kldiv_dask import config
+from kldiv_dask.storage.contents import Contents, in_utc
+
+# Both ways of copying keep times to the nanosecond.
+_COPIES = (
+    "; open it anew if that is meant; copies of it on several machines must keep their times"
+    " (cp -p, rsync -t)"
+)
 
 REAL_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -68,6 +75,8 @@ class Source(ABC):
         The smallest region that is read whole: 1 along every axis if any region will do.
     order : {'C', 'F'}
         Whether the last or the first axis is the contiguous one.
+    missing_values : tuple of float, optional
+        What stands for elements without a value, and is read as NaN.
     """
 
     path: str
@@ -76,6 +85,7 @@ class Source(ABC):
     stored_dtype: np.dtype[Any]
     stored_chunks: tuple[int, ...]
     order: Literal["C", "F"]
+    missing_values: tuple[float, ...] = field(default=(), kw_only=True)
 
     @property
     def name(self) -> str:
@@ -106,12 +116,21 @@ class Source(ABC):
         pauses = iter(config.pauses("retry-pauses"))
         while True:
             try:
-                return np.asarray(self.read(index), dtype=self.dtype)
+                return self._masked(np.asarray(self.read(index), dtype=self.dtype))
             except Exception as error:
                 pause = next(pauses, None) if self._may_pass(error) else None
                 if pause is None:
                     raise self._unreadable(index, error) from error
             time.sleep(pause)
+
+    def _masked(self, values: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+        """Put NaN in place of the values that stand for none."""
+        for missing in self.missing_values:
+            found = values == self.dtype.type(missing)
+            if found.any():
+                values = np.require(values, requirements="W")  # a copy of what is a map
+                values[found] = np.nan
+        return values
 
     def _may_pass(self, error: Exception) -> bool:
         """Whether another attempt may succeed where one ended in this error.
@@ -144,6 +163,23 @@ class Source(ABC):
             The region, in any byte order.
         """
 
+    def contents(self) -> Contents:
+        """Look at the files of the array, as they are now.
+
+        Returns
+        -------
+        Contents
+            What tells its contents from others, and which stored chunks were never written.
+
+        Raises
+        ------
+        OSError
+            If a file is not there, or not to be looked at.
+        ValueError
+            If a stored chunk is no file, or the file is damaged.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} must say how to look at its files")
+
 
 def spans(index: tuple[Any, ...], shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """Give the first and one past the last position of a forward basic index on each axis."""
@@ -175,6 +211,19 @@ def signature(path: str) -> bytes:
         return b""
     with open(path, "rb") as file:
         return file.read(8)
+
+
+def check_unchanged(status: os.stat_result, size: int, mtime_ns: int) -> None:
+    """Raise ValueError if a file is not what it was when it was opened."""
+    if status.st_size != size:
+        raise ValueError(
+            f"the file has {status.st_size} bytes, it had {size} when it was opened{_COPIES}"
+        )
+    if status.st_mtime_ns != mtime_ns:
+        raise ValueError(
+            f"the file was written at {in_utc(status.st_mtime_ns)},"
+            f" before it was opened it was at {in_utc(mtime_ns)}{_COPIES}"
+        )
 
 
 def name_some(names: Sequence[str]) -> str:

@@ -2,13 +2,29 @@
 
 import functools
 import itertools
+import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.base
+import numpy as np
 
+from kldiv_dask import config
+from kldiv_dask.storage.attributes import missing_values, refuse_packed
+from kldiv_dask.storage.contents import (
+    Contents,
+    Region,
+    contents_of,
+    grid,
+    region,
+    sample,
+    seen_file,
+    seen_object,
+    unwritten,
+)
 from kldiv_dask.storage.source import (
     Source,
     check_dtype,
@@ -44,18 +60,35 @@ class ZarrSource(Source):
     def read(self, index: tuple[Any, ...]) -> Any:
         """Read and decode a region; see `Source.read`.
 
-        A chunk that was never written reads as the fill value. On a local disk, two kinds of
+        A chunk that was never written reads as the fill value. On a local disk, three kinds of
         damage would read as fill values too, and are refused here: a store that has gone since it
-        was opened, and a shard that a crash or a full disk left with no bytes in it.
+        was opened, a chunk that is a link to nothing or no file, and a shard that a crash or a full
+        disk left with no bytes in it. Looking takes 3 µs a stored chunk.
         """
         array = _opened(self)
         if not is_url(self.path):
             os.stat(os.path.join(self.path, self.metadata))
-            for shard in _shards(array, index):
-                file = os.path.join(self.path, self.key or "", shard)
-                if os.path.exists(file) and os.path.getsize(file) == 0:
-                    raise ValueError(f"the shard {shard} is empty")
+            for number in _touched(self, index):
+                name = _chunk_name(self, array, number)
+                status = _status(self.path, name)
+                if array.shards is not None and status is not None and status.st_size == 0:
+                    raise ValueError(f"the shard {name} is empty")
         return array[index]
+
+    def contents(self) -> Contents:
+        """Look at the files or objects of the array; see `Source.contents`.
+
+        Local ones are looked at one by one, and the inner chunks of shards are looked up in the
+        index of each. Of a store behind a URL its listing has to do, where there is one.
+        """
+        array = _opened(self)
+        most = config.count("files-checked")
+        fill = float(array.fill_value or 0)  # zarr's choice where the metadata says none
+        if fill in self.missing_values:
+            fill = math.nan
+        if is_url(self.path):
+            return _contents_of_objects(self, array, most, fill)
+        return _contents_of_files(self, array, most, fill)
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,14 +104,190 @@ def _opened(source: ZarrSource) -> Any:
     return array
 
 
-def _shards(array: Any, index: tuple[Any, ...]) -> Iterator[str]:
-    """Name the shards that a region lies in; none if the array is not sharded."""
-    if array.shards is not None:
-        numbers = [
-            range(start // size, -(-stop // size))
-            for (start, stop), size in zip(spans(index, array.shape), array.shards, strict=True)
-        ]
-        yield from map(array.metadata.encode_chunk_key, itertools.product(*numbers))
+# Which files there are, in words of the format: a stored chunk is a shard if there are any
+
+
+def _touched(source: ZarrSource, index: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
+    """Give the numbers of the stored chunks that a region lies in."""
+    numbers = [
+        range(start // size, -(-stop // size))
+        for (start, stop), size in zip(
+            spans(index, source.shape), source.stored_chunks, strict=True
+        )
+    ]
+    return itertools.product(*numbers)
+
+
+def _chunk_name(source: ZarrSource, array: Any, number: tuple[int, ...]) -> str:
+    """Name the file of a stored chunk, relative to the path of the source."""
+    name: str = array.metadata.encode_chunk_key(number)
+    return f"{source.key}/{name}" if source.key else name
+
+
+def _documents(source: ZarrSource) -> list[str]:
+    """Name the files of the metadata: format 2 may have its attributes in one of their own."""
+    folder, _, name = source.metadata.rpartition("/")
+    attributes = "/".join(filter(None, (folder, ".zattrs")))
+    return [source.metadata, *([attributes] if name == _METADATA[2] else [])]
+
+
+def _status(path: str, name: str) -> os.stat_result | None:
+    """Look at the file of a stored chunk, or of attributes; None if it was never written."""
+    file = os.path.join(path, name)
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:
+        # What is missing may be what a link points to: the chunk, or a folder that it is in.
+        for end in (i for i, letter in enumerate(f"{name}/") if letter == "/"):
+            part = os.path.join(path, name[:end])
+            if os.path.islink(part) and not os.path.exists(part):
+                raise ValueError(f"{file} must be a file, got a link to nothing: {part}") from None
+        return None
+    except NotADirectoryError as error:
+        raise ValueError(f"{file} must be a file, got a file in place of its folder") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{file} must be a file, got a directory or a device")
+    return status
+
+
+# What is known of them
+
+
+def _contents_of_files(source: ZarrSource, array: Any, most: int, fill: float) -> Contents:
+    """Look at local files, one by one."""
+    seen = [seen_file(source.metadata, os.stat(os.path.join(source.path, source.metadata)))]
+    for name in _documents(source)[1:]:
+        status = _status(source.path, name)
+        seen += [] if status is None else [seen_file(name, status)]
+    counts = grid(source.shape, source.stored_chunks)
+    chunks, documents = math.prod(counts), len(seen)
+    looked = min(chunks, max(most - documents, 0))
+    index = _shard_index(array)
+    missing: list[Region] = []
+    for number in sample(counts, looked):
+        name = _chunk_name(source, array, number)
+        status = _status(source.path, name)
+        place = region(number, source.stored_chunks, source.shape)
+        if status is None:
+            missing.append(place)
+            continue
+        seen.append(seen_file(name, status))
+        if index is not None and len(missing) < most:
+            absent = index.absent(os.path.join(source.path, name), status.st_size)
+            start = [first for first, _ in place]
+            missing += unwritten(absent, index.chunks, source.shape, start)
+    places = None if looked == chunks else (documents + chunks, documents + looked)
+    return contents_of(source, seen, places=places, missing=missing[:most], fill=fill)
+
+
+def _contents_of_objects(source: ZarrSource, array: Any, most: int, fill: float) -> Contents:
+    """Look at what a file system of fsspec tells of objects, in one listing of all of them."""
+    system, root = require("fsspec.core", "zarr", source.path).url_to_fs(source.path.rstrip("/"))
+    system.invalidate_cache()  # or else it may tell what it knew before
+    counts = grid(source.shape, source.stored_chunks)
+    documents, chunks = _documents(source), math.prod(counts)
+    listing = _listing(system, root, source) if len(documents) + chunks <= most else {}
+    seen, names, missing = [], [], []
+    for name in documents:
+        info = listing.get(name) or {}
+        found = seen_object(name, info) or seen_object(name, _info(system, f"{root}/{name}"))
+        seen += [] if found is None else [found]
+    if source.metadata not in listing:  # nor does it tell which chunks there are
+        if not seen and not system.exists(f"{root}/{source.metadata}"):
+            raise FileNotFoundError(f"{source.name} is not there, or not to be reached")
+        places = (max(len(seen), 1) + chunks, len(seen))
+        return contents_of(source, seen, places=places, fill=fill)
+    for number in sample(counts, chunks):
+        name = _chunk_name(source, array, number)
+        if name not in listing:
+            missing.append(region(number, source.stored_chunks, source.shape))
+        elif (found := seen_object(name, listing[name])) is not None:
+            seen.append(found)
+        else:
+            names.append(name)
+    return contents_of(source, seen, names=names, missing=missing, fill=fill)
+
+
+def _listing(system: Any, root: str, source: ZarrSource) -> dict[str, dict[str, Any]]:
+    """List all objects below an array, by their names relative to its path; none if that fails.
+
+    Many servers keep to themselves what they have.
+    """
+    below = "/".join(filter(None, (root, source.key)))
+    try:
+        found = system.find(below, detail=True)
+    except Exception as error:
+        if _is_refusal(error):
+            return {}
+        raise
+    return {name.removeprefix(f"{root}/"): info for name, info in found.items()}
+
+
+def _info(system: Any, name: str) -> dict[str, Any]:
+    """Ask for one object; nothing if it is not there, or the file system can't tell."""
+    try:
+        return dict(system.info(name))
+    except Exception as error:
+        if _is_refusal(error):
+            return {}
+        raise
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a file system answered that there is nothing, or that it won't or can't tell."""
+    kinds = (FileNotFoundError, NotADirectoryError, NotImplementedError, PermissionError)
+    status = getattr(error, "status", None)  # of HTTP, in errors of aiohttp
+    return isinstance(error, kinds) or (isinstance(status, int) and 400 <= status < 500)
+
+
+class _ShardIndex(NamedTuple):
+    """Where the index of a shard is: for each inner chunk, its offset and its length."""
+
+    chunks: tuple[int, ...]
+    """Shape of an inner chunk."""
+    counts: tuple[int, ...]
+    """How many of them a shard has along each axis."""
+    checksum: int
+    """Size of the checksum behind it, in bytes."""
+    at_end: bool
+    """Whether it is at the end of the shard, or else at its start."""
+
+    def absent(self, path: str, size: int) -> Any:
+        """Read which inner chunks were never written; none if the file has no room for an index.
+
+        That is damage, and reading the shard says so.
+        """
+        length = 16 * math.prod(self.counts)
+        start = size - length - self.checksum if self.at_end else 0
+        with open(path, "rb", buffering=0) as file:
+            file.seek(max(start, 0))
+            data = file.read(length)
+        if start < 0 or len(data) < length:
+            return np.zeros(self.counts, bool)
+        entries = np.frombuffer(data, "<u8").reshape(*self.counts, 2)
+        return (entries == 2**64 - 1).all(axis=-1)
+
+
+def _shard_index(array: Any) -> _ShardIndex | None:
+    """Find out where shards have their index; None without shards, or if it is itself encoded.
+
+    Zarr writes it as little-endian numbers with a checksum. Nothing is known to write it otherwise,
+    and then inner chunks count as written.
+    """
+    if array.shards is None:
+        return None
+    codec = array.metadata.to_dict()["codecs"][0]["configuration"]
+    first, *others = codec["index_codecs"]
+    checksum = {(): 0, ("crc32c",): 4}.get(tuple(other["name"] for other in others))
+    little = first.get("configuration", {}).get("endian") == "little"
+    if first["name"] != "bytes" or not little or checksum is None:
+        return None
+    chunks = tuple(codec["chunk_shape"])
+    counts = tuple(size // n for size, n in zip(array.shards, chunks, strict=True))
+    return _ShardIndex(chunks, counts, checksum, codec.get("index_location", "end") == "end")
+
+
+# How an array is found
 
 
 def recognises(path: str) -> bool:
@@ -112,7 +321,7 @@ def open_source(path: str, key: str | None) -> ZarrSource:
         If there is neither an array nor a group at `path`.
     ValueError
         If `path` is a group and `key` does not name an array in it, `path` is an array and a key
-        is given, or the metadata is damaged.
+        is given, its numbers are packed, or the metadata is damaged.
     TypeError
         If the data type can't be read.
     ImportError
@@ -128,6 +337,8 @@ def open_source(path: str, key: str | None) -> ZarrSource:
         raise ValueError(f"{name} does not exist{_contents(path)}") from error
     if not hasattr(array, "shape"):
         raise ValueError(f"{name} is a Zarr group, not an array{_contents(path)}")
+    attributes = dict(array.attrs)
+    refuse_packed(attributes, path, key, "open_zarr")
     check_dtype(array.dtype, name)
     metadata = "/".join(filter(None, (key, _METADATA[array.metadata.zarr_format])))
     return ZarrSource(
@@ -139,7 +350,17 @@ def open_source(path: str, key: str | None) -> ZarrSource:
         order="C",
         metadata=metadata,
         version=dask.base.tokenize(array.metadata.to_dict(), _modified(path, metadata)),
+        missing_values=missing_values(attributes | _of_xarray(array), array.dtype, name),
     )
+
+
+def _of_xarray(array: Any) -> dict[str, Any]:
+    """Give the attribute that xarray writes as the fill value, in format 2.
+
+    Others write a fill value there for chunks that are not stored, which is no sign of no value.
+    """
+    kept = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in array.attrs
+    return {"_FillValue": array.fill_value} if kept and array.fill_value is not None else {}
 
 
 def _node(path: str, key: str | None) -> Any:
