@@ -13,6 +13,9 @@ from dask.utils import format_bytes
 
 Chunks = tuple[tuple[int, ...], ...]
 
+# Where some positions begin and end along each of their axes.
+Box = tuple[tuple[int, int], ...]
+
 
 class Pair(NamedTuple):
     """Two Dask arrays, cast and chunked alike, ready for blockwise work.
@@ -41,6 +44,11 @@ class Pair(NamedTuple):
         """The axes, counted from the last, along which `where` has more than one element."""
         sizes = () if self.where is None else self.where.shape
         return tuple(axis for axis in range(-len(sizes), 0) if sizes[axis] != 1)
+
+    def of_positions(self, box: Box) -> "Pair":
+        """Return the pair of a box of the positions, which are all axes but the last."""
+        input, target = (cut(array, box, trailing=1) for array in (self.input, self.target))
+        return self._replace(input=input, target=target, chunks=_common_chunks(input, target))
 
     @property
     def copies(self) -> int:
@@ -131,8 +139,15 @@ def align(
         target, input = _rechunk_second(target, input, ("target", "input"), stacklevel + 1)
     else:
         input, target = _rechunk_second(input, target, ("input", "target"), stacklevel + 1)
+    chunks = _common_chunks(input, target)
+    where = None if where is None else align_where(where, chunks)
+    return Pair(input, target, dtype, chunks, tuple(_matching(input, target)), where, nbytes)
+
+
+def _common_chunks(input: da.Array, target: da.Array) -> Chunks:
+    """Return the chunks of what two arrays broadcast to that have the same chunks where both do."""
     ndim = max(input.ndim, target.ndim)
-    chunks = tuple(
+    return tuple(
         right if size == 1 else left
         for size, left, right in zip(
             _padded(input.shape, ndim),
@@ -141,8 +156,46 @@ def align(
             strict=True,
         )
     )
-    where = None if where is None else align_where(where, chunks)
-    return Pair(input, target, dtype, chunks, tuple(_matching(input, target)), where, nbytes)
+
+
+def repeated_operands(input: da.Array, target: da.Array) -> list[str]:
+    """Name the operand that is repeated along positions; the classes are last in both.
+
+    Raises
+    ------
+    ValueError
+        Both are: each would be paired with every position of the other, such as (8, V) with
+        (8, 1, V).
+    """
+    shapes = {"input": input.shape[:-1], "target": target.shape[:-1]}
+    ndim = max(map(len, shapes.values()))
+    padded = [_padded(shape, ndim) for shape in shapes.values()]
+    found = [
+        name
+        for name, shape, other in zip(shapes, padded, reversed(padded), strict=True)
+        if any(size == 1 != length for size, length in zip(shape, other, strict=True))
+    ]
+    if len(found) == 2:
+        raise ValueError(
+            f"input has positions of shape {shapes['input']} and target of shape "
+            f"{shapes['target']}, so both would be repeated and each position of one compared with "
+            "every one of the other; the positions must be equal, or only one operand repeated: "
+            "reshape the operands, or index one of them with [None] to repeat it"
+        )
+    return found
+
+
+def cut(array: da.Array, box: Box, trailing: int = 0) -> da.Array:
+    """Return the part of an array that broadcasts to a box of positions.
+
+    `trailing` axes come after those of the positions, and are left whole.
+    """
+    ndim = array.ndim - trailing
+    spans = zip(array.shape[:ndim], box[len(box) - ndim :], strict=True)
+    index = tuple(
+        slice(None) if size == 1 or span == (0, size) else slice(*span) for size, span in spans
+    )
+    return array if all(one == slice(None) for one in index) else array[index]
 
 
 def alone(array: da.Array, where: da.Array | None, nbytes: float) -> Pair:

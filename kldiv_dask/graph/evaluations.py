@@ -7,7 +7,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.align import Pair
+from kldiv_dask.align import Box, Pair, cut
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.graph.tree import fan_in, unchanged
 from kldiv_dask.statistics import state
@@ -46,15 +46,23 @@ def _merge(states: npt.NDArray[np.object_], axis: tuple[int, ...], keepdims: boo
     return _boxed(state.merge(states.ravel().tolist()), states.ndim)
 
 
-def states(pair: Pair, said: Mapping[str, da.Array | None], plan: Plan) -> da.Array:
+def states(
+    pair: Pair, said: Mapping[str, da.Array | None], plan: Plan, box: Box | None = None
+) -> da.Array:
     """Return the state of each pair of chunks; the grid has an axis of length one for classes.
 
     The classes of `pair` are last and in one chunk. What is `said` of positions is aligned with
-    them: `where`, `groups` and `labels`, each None if nothing is.
+    them: `where`, `groups` and `labels`, each None if nothing is. Of a `box` of the positions, only
+    what is in it takes part.
     """
     ndim = pair.ndim - 1
+    origin = (0,) * ndim
+    if box is not None:
+        pair, origin = pair.of_positions(box), tuple(start for start, _ in box)
+        said = {name: None if a is None else cut(a, box) for name, a in said.items()}
     starts = [
-        da.from_array(np.cumsum((0, *lengths[:-1])), chunks=1) for lengths in pair.chunks[:ndim]
+        da.from_array(np.cumsum((first, *lengths[:-1])), chunks=1)
+        for first, lengths in zip(origin, pair.chunks, strict=False)
     ]
     small = {name: array for name, array in said.items() if array is not None}
     axes = tuple(range(pair.ndim))

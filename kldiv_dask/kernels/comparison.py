@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels import both_ways
+from kldiv_dask.kernels import both_ways, checks, fingerprint
 from kldiv_dask.kernels.both_ways import CENTER_HIGH, CENTER_LOW, KEPT, REVERSE
 from kldiv_dask.kernels.compiled import compiled
 from kldiv_dask.kernels.elementary import exp, log
@@ -37,9 +37,10 @@ Chunk = npt.NDArray[np.floating]
 
 # What is measured at a position, a row of the result for each: the divergences of a (the target)
 # from b (the input) and back, that of Jensen and Shannon, what the probabilities of b and of a sum
-# to (if they are not normalised here), whether both have their largest logit at the same class,
-# whether b and a have a class at -inf, the logarithms of the probability that b and a give to the
-# label, and how much more b gives to it.
+# to (if they are not normalised here), whether both have their largest logit at the same class;
+# whether b and a have a class at -inf, whether all their classes are equal, what else they look
+# like, and whether the label is at their floor (all four from `checks`); the logarithms of the
+# probability that b and a give to the label, and how much more b gives to it.
 (
     FORWARD,
     BACKWARD,
@@ -49,17 +50,25 @@ Chunk = npt.NDArray[np.floating]
     AGREES,
     EXCLUDES_INPUT,
     EXCLUDES_TARGET,
+    CONSTANT_INPUT,
+    CONSTANT_TARGET,
+    RESEMBLES_INPUT,
+    RESEMBLES_TARGET,
+    FLOOR_INPUT,
+    FLOOR_TARGET,
     LOG_INPUT,
     LOG_TARGET,
     CHANGE,
-) = range(11)
-MEASURES = 11
+) = range(17)
+MEASURES = 17
 
 # Positions that are measured at a time.
 POSITIONS = 16384
 
 # Beside what `both_ways` keeps of a piece, the largest logits.
 MOST_INPUT, MOST_TARGET = KEPT, KEPT + 1
+
+NOWHERE = (np.inf, -np.inf)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -86,27 +95,34 @@ def _top(stored, first, classes, column, kept, like):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _describe(x, t, first, classes, scale, spaces, work, pieces, state, kept):
-    """Fill the state of a position, and keep the weights and the differences of its classes."""
+def _describe(x, t, stored, first, classes, scale, spaces, work, pieces, state, kept, sums, hashes):
+    """Fill the state of a position, and keep the weights and the differences of its classes.
+
+    Fills the hashes of what is `stored` of b and of a too, while it is in the cache. Returns the
+    smallest and the largest logit of b, and of a.
+    """
     weights, inputs, differences = spaces[0], spaces[1], spaces[2]
-    excluded_input = excluded_target = False
+    extent_input = extent_target = NOWHERE
+    hash_input, hash_target = fingerprint.start(sums[0]), fingerprint.start(sums[1])
     for k in range(len(pieces)):
         start = k * PIECE
         size = min(classes - start, PIECE)
         padded = -(-size // LANES) * LANES
         w, v = weights[start : start + padded], inputs[start : start + padded]
         u = differences[start : start + padded]
-        ordinary, offsets, most_input, most_target, no_input, no_target = weigh(
+        ordinary, offsets, piece_input, piece_target = weigh(
             x, t, first + start, size, scale, w, v, pieces[k]
         )
-        excluded_input |= no_input
-        excluded_target |= no_target
+        extent_input = checks.wider(extent_input, piece_input)
+        extent_target = checks.wider(extent_target, piece_target)
+        stop = first + start + size
+        hash_input = fingerprint.add_bits(hash_input, sums[0], stored[0][first + start : stop])
+        hash_target = fingerprint.add_bits(hash_target, sums[1], stored[1][first + start : stop])
         kept[k] = 0
-        kept[k, MOST_INPUT], kept[k, MOST_TARGET] = most_input, most_target
+        kept[k, MOST_INPUT], kept[k, MOST_TARGET] = piece_input[1], piece_target[1]
         if is_settled(pieces[k]):
             continue
         center = center_of(pieces[k], offsets, scale, w)
-        stop = first + start + size
         b, a = x[first + start : stop], t[first + start : stop]
         u[size:] = 0
         both_ways.fill_terms(
@@ -125,7 +141,9 @@ def _describe(x, t, first, classes, scale, spaces, work, pieces, state, kept):
         state[:] = pieces[0]
     else:
         merge(pieces, scale, state)
-    return excluded_input, excluded_target
+    hashes[0] = fingerprint.finish(hash_input, sums[0])
+    hashes[1] = fingerprint.finish(hash_target, sums[1])
+    return extent_input, extent_target
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -140,16 +158,46 @@ def _take_as_given(out, log_input, log_target):
     out[BACKWARD] = out[MASS_INPUT] * (out[BACKWARD] - ratio)
 
 
-def _measure(x, t, scale, given, labels, spaces, work, pieces, kept, measures):
+@numba.njit(nogil=True, error_model="numpy")
+def _generalize(out):
+    """Change sum p log(p / q) to sum p log(p / q) - p + q, of which no summand is negative.
+
+    So it is right to second order of rounding where p and q are rounded: I. Csiszár, "Why least
+    squares and maximum entropy?", Ann. Statist. 19 (1991) 2032-2066, calls it I-divergence.
+    """
+    excess = out[MASS_INPUT] - out[MASS_TARGET]
+    out[FORWARD], out[BACKWARD] = out[FORWARD] + excess, out[BACKWARD] - excess
+    # Where they are 0, the rounding of a sum may be left.
+    out[FORWARD] = 0.0 if out[FORWARD] < 0 else out[FORWARD]
+    out[BACKWARD] = 0.0 if out[BACKWARD] < 0 else out[BACKWARD]
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _check(row, extent, holds, tolerance, label, like):
+    """Return what may be wrong with what is stored of one operand at a position."""
+    if holds == checks.PROBS:  # the extent is that of logarithms
+        extent = checks.extent_of(row, like)
+    return (
+        checks.is_constant(extent, row.size),
+        checks.resemblance(row, extent, holds, tolerance, like[0]),
+        checks.is_at_floor(row, label, extent, like[0]),
+    )
+
+
+def _measure(
+    x, t, stored, scale, holds, generalized, tolerances, labels, spaces, work, pieces, kept, sums,
+    measures, hashes,
+):  # fmt: skip
     classes = x.size // measures.shape[1]
     state = np.empty(STATE)
     like = spaces[0]
     for row in range(measures.shape[1]):
         first = row * classes
         out = measures[:, row]
-        no_input, no_target = _describe(
-            x, t, first, classes, scale, spaces, work, pieces, state, kept
-        )
+        extent_input, extent_target = _describe(
+            x, t, stored, first, classes, scale, spaces, work, pieces, state, kept, sums,
+            hashes[:, row],
+        )  # fmt: skip
         mass_input, mass_target = state[SUM_INPUT], state[SUM_TARGET]
         out[FORWARD] = state[DIVERGENCE] if mass_target != 0 else np.nan
         out[BACKWARD] = out[JENSEN_SHANNON] = np.nan
@@ -160,10 +208,20 @@ def _measure(x, t, scale, given, labels, spaces, work, pieces, kept, measures):
             )
         log_input, log_target = log(mass_input), log(mass_target)
         unit_input, unit_target = state[UNIT_INPUT] * scale, state[UNIT_TARGET] * scale
-        if given:
+        if holds[1] != checks.LOGITS:
             _take_as_given(out, unit_input + log_input, unit_target + log_target)
             log_input = log_target = unit_input = unit_target = 0.0
-        out[EXCLUDES_INPUT], out[EXCLUDES_TARGET] = no_input, no_target
+        if generalized:
+            _generalize(out)
+        out[EXCLUDES_INPUT] = extent_input[0] == -np.inf
+        out[EXCLUDES_TARGET] = extent_target[0] == -np.inf
+        stop = first + classes
+        out[CONSTANT_INPUT], out[RESEMBLES_INPUT], out[FLOOR_INPUT] = _check(
+            stored[0][first:stop], extent_input, holds[0], tolerances[0], labels[row], like
+        )
+        out[CONSTANT_TARGET], out[RESEMBLES_TARGET], out[FLOOR_TARGET] = _check(
+            stored[1][first:stop], extent_target, holds[1], tolerances[1], labels[row], like
+        )
         top = _top(x, first, classes, MOST_INPUT, kept, like)
         agrees = top == _top(t, first, classes, MOST_TARGET, kept, like)
         out[AGREES] = agrees and not np.isnan(mass_input + mass_target)
@@ -184,6 +242,29 @@ class Batch(NamedTuple):
 
     start: int
     measures: npt.NDArray[np.float64]
+    hashes: npt.NDArray[np.uint64]
+
+
+class _Logarithms:
+    """Takes the logarithms of an operand that holds probabilities."""
+
+    def __init__(self, stored: Any, holds: int) -> None:
+        self.wanted = holds == checks.PROBS
+        self.type = _readonly(numba.float64 if self.wanted else stored_type(stored))
+        if self.wanted:
+            signature = (_readonly(stored_type(stored)), numba.float64[::1])
+            self._fill = compiled(_fill_logarithms, signature)
+
+    def __call__(self, segment: Any) -> Any:
+        if not self.wanted:
+            return segment
+        logarithms = np.empty(segment.size)
+        self._fill(segment, logarithms)
+        return logarithms
+
+
+def _readonly(dtype: Any) -> Any:
+    return numba.types.Array(dtype, 1, "C", readonly=True)
 
 
 def measured(
@@ -193,6 +274,8 @@ def measured(
     dtype: np.dtype[Any],
     temperature: float,
     kind: str,
+    tolerances: tuple[float, float],
+    generalized: bool,
 ) -> Iterator[Batch]:
     """Measure the positions of a pair of chunks, whose last axis is that of all classes.
 
@@ -206,10 +289,13 @@ def measured(
         What `softmax.computed_in` returns.
     temperature : float
         What logits are divided by.
-    kind : {'logits', 'log_probs', 'probs'}
-        Logits are normalised. Otherwise `input` has log-probabilities, which are taken as they are
-        even if they do not sum to 1, and so has `target`, or probabilities, whose logarithms are
-        then taken in float64.
+    kind : {'logits', 'log_probs', 'probs', 'log_probs_and_probs'}
+        Logits are normalised. Log-probabilities are taken as they are even if they do not sum to 1,
+        and so are probabilities, whose logarithms are taken in float64.
+    tolerances : tuple of float
+        How far from 1 the probabilities of the input, and of the target, may sum.
+    generalized : bool
+        Whether to add - p + q to each summand p log(p / q), for rows that do not sum to 1.
 
     Yields
     ------
@@ -218,43 +304,49 @@ def measured(
     """
     shape = np.broadcast_shapes(input.shape, target.shape)
     classes = shape[-1]
-    x, t = (np.broadcast_to(as_stored(a), shape) for a in (input, target))
-    probabilities = kind == "probs"
-    readonly = [numba.types.Array(stored_type(a), 1, "C", readonly=True) for a in (x, t)]
-    if probabilities:
-        logarithms = compiled(_fill_logarithms, (readonly[1], numba.float64[::1]))
-        readonly[1] = numba.types.Array(numba.float64, 1, "C", readonly=True)
-    space = numba.from_dtype(dtype)[:, ::1]
-    names = numba.types.Array(numba.int64, 1, "C", readonly=True)
-    matrix = numba.float64[:, ::1]
+    pair = [np.broadcast_to(as_stored(a), shape) for a in (input, target)]
+    holds = checks.OPERANDS[kind]
+    logarithms = [_Logarithms(a, holding) for a, holding in zip(pair, holds, strict=True)]
+    stored = numba.types.Tuple([_readonly(stored_type(a)) for a in pair])
+    two = numba.types.UniTuple
+    space, matrix = numba.from_dtype(dtype)[:, ::1], numba.float64[:, ::1]
     signature = (
-        *readonly,
+        *(one.type for one in logarithms),
+        stored,
         numba.float64,
+        two(numba.int64, 2),
         numba.boolean,
-        names,
+        two(numba.float64, 2),
+        _readonly(numba.int64),
         space,
         space,
         matrix,
         matrix,
+        numba.uint8[:, ::1],
         matrix,
+        numba.uint64[:, ::1],
     )
     kernel = compiled(_measure, signature)
     count = -(-classes // PIECE)
     spaces, work = np.empty((3, count * PIECE), dtype), np.empty((3, PIECE), dtype)
     pieces, kept = np.empty((count, STATE)), np.empty((count, MOST_TARGET + 1))
+    sums = np.empty((2, fingerprint.SUMS), np.uint8)
     done = 0
-    for segments in row_segments(x, t):
+    for segments in row_segments(*pair):
         rows = segments[0].size // classes
         for start in range(0, rows, POSITIONS):
             size = min(POSITIONS, rows - start)
-            b, a = (segment[start * classes : (start + size) * classes] for segment in segments)
-            if probabilities:
-                stored, a = a, np.empty(a.size)
-                logarithms(stored, a)
+            parts = tuple(
+                segment[start * classes : (start + size) * classes] for segment in segments
+            )
+            b, a = (take(part) for take, part in zip(logarithms, parts, strict=True))
             measures = np.full((MEASURES, size), np.nan)
+            hashes = np.empty((2, size), np.uint64)
             first = done + start
             chosen = labels[first : first + size]
-            given = kind != "logits"
-            kernel(b, a, 1 / temperature, given, chosen, spaces, work, pieces, kept, measures)
-            yield Batch(first, measures)
+            kernel(
+                b, a, parts, 1 / temperature, holds, generalized, tolerances, chosen, spaces, work,
+                pieces, kept, sums, measures, hashes,
+            )  # fmt: skip
+            yield Batch(first, measures, hashes)
         done += rows

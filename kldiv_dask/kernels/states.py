@@ -46,7 +46,7 @@ NOTHING = (-np.inf, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _range(stored, like):
+def range_of(stored, like):
     """Return the smallest and the largest number as float64; one is NaN where there is a NaN."""
     wide_vectors()
     least = most = ordered_bits(widen(stored[0], like[0]))
@@ -179,8 +179,8 @@ def is_settled(state):
 def weigh(x, t, start, size, scale, w, v, state):
     """Fill the weights of a piece, `w` and `v`, and what the state says of them.
 
-    Returns whether the faster loops will do, what to subtract from the logits of b and of a, the
-    largest of each, and whether each has one at -inf.
+    Returns whether the faster loops will do, what to subtract from the logits of b and of a, and
+    the smallest and the largest of each.
     """
     stop = start + size
     quarter = PIECE // 4
@@ -188,8 +188,8 @@ def weigh(x, t, start, size, scale, w, v, state):
     padded = -(-size // LANES) * LANES
     w[size:padded] = 0
     v[size:padded] = 0
-    least_target, most_target = _range(a, w[:size])
-    least_input, most_input = _range(b, v[:size])
+    least_target, most_target = range_of(a, w[:size])
+    least_input, most_input = range_of(b, v[:size])
     ordinary = (
         (most_target - least_target) * scale <= _most_spread(w)
         and (most_input - least_input) * scale <= _most_spread(w)
@@ -212,8 +212,7 @@ def weigh(x, t, start, size, scale, w, v, state):
     # In float64 the two numbers that a difference is held in are exact enough, if it is finite.
     if w.itemsize == 8 and max(abs(offsets[0]), abs(offsets[1])) < 2.0**1000:
         offsets = 0.0, 0.0
-    no_input, no_target = least_input == -np.inf, least_target == -np.inf
-    return ordinary, offsets, most_input, most_target, no_input, no_target
+    return ordinary, offsets, (least_input, most_input), (least_target, most_target)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -246,7 +245,7 @@ def describe(x, t, start, size, scale, w, v, state):
     stop = start + size
     quarter = PIECE // 4
     padded = -(-size // LANES) * LANES
-    ordinary, offsets, _, _, _, _ = weigh(x, t, start, size, scale, w, v, state)
+    ordinary, offsets, _, _ = weigh(x, t, start, size, scale, w, v, state)
     if is_settled(state):
         return
     ratio = state[SUM_TARGET] / state[SUM_INPUT]

@@ -20,7 +20,9 @@ AT_ONCE = 32
 class Plan(NamedTuple):
     """What all chunks have to know.
 
-    `shape` is that of all positions, `cluster_axis` the one along which sequences are counted.
+    `shape` is that of all positions, `cluster_axis` the one along which sequences are counted;
+    `tolerances` are how far from 1 the probabilities of input and target may sum; `generalized`
+    says to add - p + q to each summand of the divergence, as they do not.
     """
 
     shape: tuple[int, ...]
@@ -28,7 +30,13 @@ class Plan(NamedTuple):
     kind: str
     temperature: float
     dtype: np.dtype[Any]
-    tolerance: float
+    tolerances: tuple[float, float]
+    generalized: bool = False
+
+    @property
+    def each(self) -> int:
+        """How many neighboring sequences are put together, so that there are at most `CELLS`."""
+        return run_length(self.shape[self.cluster_axis], CELLS) if self.shape else 1
 
 
 def evaluate_chunks(
@@ -64,7 +72,8 @@ def evaluate_chunks(
         _check_labels(labels, labelled, classes, tuple(shape), start)
         chosen = np.where(labelled, labels, 0)
     states = [_nothing(names, labels is not None)]
-    for batch in measured(input, target, chosen, plan.dtype, plan.temperature, plan.kind):
+    options = plan.dtype, plan.temperature, plan.kind, plan.tolerances, plan.generalized
+    for batch in measured(input, target, chosen, *options):
         size = batch.measures.shape[1]
         part = slice(batch.start, batch.start + size)
         taken = slice(None) if included is None else np.flatnonzero(included[part])
@@ -74,14 +83,15 @@ def evaluate_chunks(
         places = [axis + first for axis, first in zip(inner, start, strict=True)]
         positions = Positions(
             measures=batch.measures[:, taken],
+            hashes=batch.hashes[:, taken],
             places=np.ravel_multi_index(tuple(places), plan.shape) if places else flat,
             grouped=groups is not None,
             groups=names,
             codes=np.zeros(flat.size, np.int64) if codes is None else codes[flat],
-            cells=_cells(places, plan) if places else flat,
-            columns=_runs(places[-1], plan.shape[-1], COLUMNS) if len(places) > 1 else None,
+            cells=places[plan.cluster_axis] // plan.each if places else flat,
+            columns=places[-1] // run_length(plan.shape[-1], COLUMNS) if len(places) > 1 else None,
             labelled=None if labelled is None else labelled[flat],
-            tolerance=plan.tolerance,
+            tolerances=plan.tolerances,
         )
         states.append(state.of(positions))
         if len(states) == AT_ONCE or state.are_large(states):
@@ -93,17 +103,16 @@ def _nothing(names: npt.NDArray[Any], with_labels: bool) -> State:
     """Return the state of no position."""
     none = np.zeros(0, np.int64)
     labelled = np.zeros(0, bool) if with_labels else None
-    measures = np.zeros((MEASURES, 0))
-    return state.of(Positions(measures, none, False, names, none, none, none, labelled, 0.0))
+    measures, hashes = np.zeros((MEASURES, 0)), np.zeros((2, 0), np.uint64)
+    zero = (0.0, 0.0)
+    return state.of(
+        Positions(measures, hashes, none, False, names, none, none, none, labelled, zero)
+    )
 
 
-def _cells(places: list[npt.NDArray[np.int64]], plan: Plan) -> npt.NDArray[np.int64]:
-    return _runs(places[plan.cluster_axis], plan.shape[plan.cluster_axis], CELLS)
-
-
-def _runs(places: npt.NDArray[np.int64], length: int, most: int) -> npt.NDArray[np.int64]:
-    """Return which of at most `most` runs of neighbours of equal length each place is in."""
-    return places // -(-length // most)
+def run_length(length: int, most: int) -> int:
+    """Return how long equal runs of neighbors are, of which there are to be at most so many."""
+    return max(-(-length // most), 1)
 
 
 def _check_labels(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels import comparison
+from kldiv_dask.kernels import checks, comparison, fingerprint
 from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.sketch import bins_of
 from kldiv_dask.statistics.tables import Floats, Integers, Table, key_of
@@ -28,6 +28,7 @@ LABEL_SUMS = (
 # What is counted beside positions: where the top classes agree, and where there is a label.
 AGREEING, LABELLED = 1, 2
 
+# What may be wrong with the data: what is counted of positions.
 CHECKS = (
     "nan",
     "infinite",
@@ -35,6 +36,16 @@ CHECKS = (
     "target_excludes_classes",
     "input_not_normalised",
     "target_not_normalised",
+    "input_constant",
+    "target_constant",
+    "input_resembles_probs",
+    "target_resembles_probs",
+    "input_resembles_log_probs",
+    "target_resembles_log_probs",
+    "input_out_of_range",
+    "target_out_of_range",
+    "input_label_at_floor",
+    "target_label_at_floor",
 )
 
 # Sequences are put into at most so many cells, runs of neighbours, whose sums are kept. With more
@@ -71,7 +82,8 @@ class State(NamedTuple):
     `groups` are the names of the groups, sorted, or one 0. `totals` has a key for each group;
     `cells` for each group and run of sequences, `columns` for each run along the last axis and
     `group_columns`, if there are groups, for each group and such run, `bins` and `label_bins` for
-    each group and bin, `checks` for each group and kind of check.
+    each group and bin, `checks` for each group and kind of check. `fingerprints` are those of the
+    positions, and of input and target there.
     """
 
     groups: npt.NDArray[Any]
@@ -86,18 +98,21 @@ class State(NamedTuple):
     checks: Table
     first: Extremes
     deviations: Floats
+    fingerprints: Integers
 
 
 class Positions(NamedTuple):
     """What a state is made of: some positions and what was measured there.
 
-    `places` are their numbers in C order, `grouped` whether there are groups, `groups` the names of
-    those here and `codes` which of them each is in, `cells` and `columns` the run of sequences and
-    that along the last axis that each is in, `labelled` whether there is a label, `tolerance` how
-    far from 1 probabilities may sum.
+    `hashes` are those of the rows of input and target, `places` the numbers of the positions in C
+    order, `grouped` whether there are groups, `groups` the names of those here and `codes` which of
+    them each is in, `cells` and `columns` the run of sequences and that along the last axis that
+    each is in, `labelled` whether there is a label, `tolerances` how far from 1 the probabilities
+    of input and target may sum.
     """
 
     measures: Floats
+    hashes: npt.NDArray[np.uint64]
     places: Integers
     grouped: bool
     groups: npt.NDArray[Any]
@@ -105,7 +120,7 @@ class Positions(NamedTuple):
     cells: Integers
     columns: Integers | None
     labelled: npt.NDArray[np.bool_] | None
-    tolerance: float
+    tolerances: tuple[float, float]
 
 
 def of(positions: Positions) -> State:
@@ -125,7 +140,7 @@ def of(positions: Positions) -> State:
         usable = chosen & ~np.isnan(change)
         label_bins = _binned(codes[usable], change[usable])
     ordered = ~np.isnan(kl)
-    checks, first, deviations = _checked(positions, kl)
+    failed, first, deviations = _checked(positions, kl)
     columns = np.zeros(0, np.int64) if positions.columns is None else positions.columns
     in_groups = columns if positions.grouped else columns[:0]
     return State(
@@ -140,9 +155,10 @@ def of(positions: Positions) -> State:
         label_bins=label_bins,
         lowest=_lowest(codes[ordered], kl[ordered], positions.groups.size),
         worst=most(Extremes(codes[ordered], kl[ordered], positions.places[ordered]), WORST),
-        checks=checks,
+        checks=failed,
         first=most(first, FIRST),
         deviations=deviations,
+        fingerprints=fingerprint.of_rows(positions.places, positions.hashes),
     )
 
 
@@ -174,12 +190,19 @@ def _checked(positions: Positions, kl: Floats) -> tuple[Table, Extremes, Floats]
     measures = positions.measures
     # NaN, where nothing is to sum to 1, is never far from it.
     distances = np.abs(measures[[comparison.MASS_INPUT, comparison.MASS_TARGET]] - 1)
+    resembles = measures[[comparison.RESEMBLES_INPUT, comparison.RESEMBLES_TARGET]]
+    labelled = False if positions.labelled is None else positions.labelled
     failures = [
         np.isnan(kl),
         np.isposinf(kl),
         measures[comparison.EXCLUDES_INPUT] != 0,
         measures[comparison.EXCLUDES_TARGET] != 0,
-        *(distances > positions.tolerance),
+        *(distances > np.array(positions.tolerances)[:, None]),
+        *(measures[[comparison.CONSTANT_INPUT, comparison.CONSTANT_TARGET]] != 0),
+        *(resembles == checks.RESEMBLES_PROBS),
+        *(resembles == checks.RESEMBLES_LOG_PROBS),
+        *(resembles == checks.OUT_OF_RANGE),
+        *((measures[[comparison.FLOOR_INPUT, comparison.FLOOR_TARGET]] != 0) & labelled),
     ]
     kinds, which = np.nonzero(failures)
     finite = np.where(np.isfinite(distances), distances, 0.0)
@@ -241,6 +264,7 @@ def merge(states: Sequence[State]) -> State:
             checks=joined("checks"),
             first=most(_joined([state.first for state in states]), FIRST),
             deviations=np.max([state.deviations for state in states], axis=0),
+            fingerprints=fingerprint.merge(np.stack([state.fingerprints for state in states])),
         )
     )
 
@@ -280,14 +304,23 @@ def after(state: State, positions: int) -> State:
     return state._replace(
         worst=state.worst._replace(places=state.worst.places + positions),
         first=state.first._replace(places=state.first.places + positions),
+        fingerprints=fingerprint.moved(state.fingerprints, positions),
     )
 
 
-def cells_after(state: State, before: State) -> State:
-    """Renumber runs of sequences to follow those of another state."""
-    halvings = max(state.cells.halvings, before.cells.halvings)
-    cells = tables.coarser(state.cells, halvings)
+def cells_after(state: State, before: State, cells: int | None) -> tuple[State, bool]:
+    """Renumber cells to follow those of another state, and say whether they do so without a gap.
+
+    They do if it is known how many cells are before them, and those have not been joined so that
+    the first of these would be a part of one.
+    """
+    own = state.cells
+    if cells is not None and cells % (1 << own.halvings) == 0:
+        moved = cells >> own.halvings
+        return state._replace(cells=own._replace(keys=own.keys + moved)), True
+    halvings = max(own.halvings, before.cells.halvings)
+    own = tables.coarser(own, halvings)
     # A multiple of the length of any run of cells.
     last = int(before.cells.rest.max(initial=-1)) << before.cells.halvings
     moved = max((last // CELLS + 1) * CELLS >> halvings, (last >> halvings) + 1)
-    return state._replace(cells=cells._replace(keys=cells.keys + moved))
+    return state._replace(cells=own._replace(keys=own.keys + moved)), False

@@ -108,6 +108,11 @@ def coarser(table: Table, halvings: int) -> Table:
     return halved._replace(halvings=halvings)
 
 
+def joined(table: Table, count: int) -> Table:
+    """Join so many neighboring keys of each group to one."""
+    return _rekeyed(table, key_of(table.groups, table.rest // count)) if count > 1 else table
+
+
 def bounded(table: Table, most: int) -> Table:
     """Halve the lower parts of the keys until there are not too many.
 
