@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from kldiv_dask.versions import check_workers
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -56,7 +58,8 @@ def connect(
         If the address can't be understood, is a TLS address and no certificates are configured, or
         is of another kind and the configuration requires encryption.
     ImportError
-        If the scheduler, or a worker that it has by now, can't import this package.
+        If the scheduler, or a worker that it has by now, can't import this package, or a worker has
+        another version of it, NumPy or Numba, where that matters.
 
     Examples
     --------
@@ -149,6 +152,7 @@ def _check_imports(client: "Client") -> None:
     for worker, result in imported.items():
         if isinstance(result, Exception):
             raise ImportError(f"worker {worker} cannot import kldiv_dask: {result}")
+    check_workers(client)
     if not imported:
         warnings.warn("the cluster has no workers yet; waiting for them", stacklevel=2)
 

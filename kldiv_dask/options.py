@@ -157,13 +157,17 @@ def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dt
     return resolved.newbyteorder("=")
 
 
-_KINDS = ("probs", "log_probs", "logits")
+# Of batches. What `evaluate` takes has one more, of two arrays of probabilities.
+_KINDS = ("log_probs_and_probs", "log_probs", "logits")
 
 
 def resolve_kind(kind: str, reduction: str, *, stacklevel: int) -> Reduction:
     """Check what a batch is, and resolve the reduction of many of them."""
     if kind not in _KINDS:
-        raise ValueError(f"kind is {kind!r}; accepted are {', '.join(map(repr, _KINDS))}")
+        hint = ""
+        if kind == "probs":
+            hint = "; of two arrays of probabilities, give the logarithm of input"
+        raise ValueError(f"kind must be one of {', '.join(map(repr, _KINDS))}, got {kind!r}{hint}")
     old = reduction == "elementwise_mean" and kind != "logits"
     if reduction not in REDUCTIONS[1:] and not old:
         accepted = ", ".join(map(repr, REDUCTIONS[1:]))

@@ -1,6 +1,7 @@
 """What all commands share: options, a cluster, and how they fail, stop and warn."""
 
 import contextlib
+import re
 import signal
 import sys
 import warnings
@@ -35,6 +36,19 @@ _READING = (
         help="What to read at a time: a size ('64 MiB') or a length for each axis ('1000,-1').  "
         "[default: about 128 MiB, in whole stored chunks]",
     ),
+    click.option(
+        "--allow-truncated",
+        is_flag=True,
+        help="Read a base file of llama.cpp that was cut short, up to its last whole chunk.",
+    ),
+)
+
+# What messages of the library say of arguments, in the words of the command.
+_OPTIONS = (
+    (re.compile(r"\bkind='(\w+)'"), r"--kind \1"),
+    (re.compile(r"\bresume=False\b"), "--no-resume"),
+    (re.compile(r"\bresume='adopt'"), "--adopt"),
+    (re.compile(r"\ballow_truncated=True\b"), "--allow-truncated"),
 )
 
 _CLUSTER = (
@@ -84,6 +98,19 @@ def parse_chunks(text: str | None) -> Any:
     return chunks[0] if len(chunks) == 1 else tuple(chunks)
 
 
+def in_options(message: str) -> str:
+    """Say what a message of the library says of arguments in the words of the command.
+
+    Examples
+    --------
+    >>> in_options("if so, pass kind='probs'")
+    'if so, pass --kind probs'
+    """
+    for argument, option in _OPTIONS:
+        message = argument.sub(option, message)
+    return message
+
+
 def check_cluster(scheduler: str | None, workers: int | None, threads: int | None) -> None:
     """Refuse options that contradict each other."""
     if scheduler and (workers or threads):
@@ -122,7 +149,7 @@ def in_one_line(hint: Callable[[], str] = str) -> Iterator[None]:
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning in one line, without the place in the code that it arose at."""
     over = CLEAR if sys.stderr.isatty() else ""
-    click.echo(f"{over}warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"{over}warning: {in_options(' '.join(str(message).split()))}", err=True)
 
 
 @contextlib.contextmanager
@@ -162,5 +189,5 @@ def _stoppable(hint: Callable[[], str]) -> Iterator[None]:
 
 def _end(message: str, exit_code: int) -> NoReturn:
     """End the command with one line on stderr."""
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(f"Error: {in_options(' '.join(message.split()))}", err=True)
     raise SystemExit(exit_code)

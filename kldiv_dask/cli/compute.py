@@ -6,8 +6,9 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -27,6 +28,7 @@ from kldiv_dask.cli.common import (
 if TYPE_CHECKING:
     from distributed import Client
 
+    from kldiv_dask.evaluation.inspection import Inspection
     from kldiv_dask.functional.summary import KLDivSummary, LazySummary
 
 
@@ -100,7 +102,8 @@ def compute(
 
     With --json, one line holds an object with the value, the reduction, all of sum, mean,
     batchmean, numel, batch_size, nan_count, posinf_count and neginf_count, the dtype, the seconds
-    that the computation took, bytes_read (of both arrays, decoded), the arguments and the version.
+    that the computation took, bytes_read (of both arrays, decoded), the arguments, which of both
+    arrays is repeated along positions if one is, and the version.
     A number has the digits that tell it from all others of its dtype; "nan", "inf" and "-inf" are
     strings.
 
@@ -115,10 +118,13 @@ def compute(
     _check_kind(logits, **options)
     with in_one_line():
         with failing(BAD_INPUT):
-            lazy, sample, bytes_read = _open(input, target, logits, **options)
+            opened = _open(input, target, logits, **options)
         with cluster(scheduler, workers, threads) as client:
             start = time.perf_counter()
-            summary = _run(client, lazy, sample)
+            with _on_a_worker():
+                opened.inspection.warn(_WAYS, scheduler=client)
+                summary = _run(client, opened.summary, opened.sample)
+            opened.inspection.check_unchanged()
             seconds = time.perf_counter() - start
             _warn(summary, reduction, logits, options["log_target"], options["zero_safe"])
     value = getattr(summary, reduction)
@@ -133,9 +139,10 @@ def compute(
         **options,
         "dtype": value.dtype.name,
         "seconds": round(seconds, 3),
-        "bytes_read": bytes_read,
+        "bytes_read": opened.bytes_read,
         "input": input,
         "target": target,
+        "repeated": opened.inspection.repeated,
         "version": version("kldiv-dask"),
     }
     plain = {name: _plain(field) for name, field in report.items()}
@@ -150,6 +157,27 @@ def _check_kind(logits: bool, log_target: bool, zero_safe: bool, **others: Any) 
         raise click.UsageError("--axis and --temperature are for --logits")
 
 
+# How to say what both arrays hold.
+_WAYS = {
+    "logits": "pass --logits",
+    "log_probs": "pass --log-target",
+    "log_probs_and_probs": "pass neither --logits nor --log-target",
+    "probs": "use `kldiv-dask evaluate --kind probs`",
+}
+
+
+class _Opened(NamedTuple):
+    """What is to be computed, the same of arrays with one element, and what is known of the data.
+
+    `bytes_read` is what will be read of the two large arrays.
+    """
+
+    summary: "LazySummary"
+    sample: "LazySummary"
+    inspection: "Inspection"
+    bytes_read: int
+
+
 def _open(
     input: str,
     target: str,
@@ -161,22 +189,16 @@ def _open(
     where: str | None,
     dtype: str | None,
     chunks: str | None,
-    input_key: str | None,
-    target_key: str | None,
-) -> tuple["LazySummary", "LazySummary", int]:
-    """Open the arrays.
-
-    Return what is to be computed, the same of arrays with one element, and how many bytes of the
-    two large arrays will be read.
-    """
+    **reading: Any,
+) -> _Opened:
+    """Open the arrays."""
     import numpy as np
 
+    from kldiv_dask.evaluation.inspection import Inspection
     from kldiv_dask.functional import kl_div_summary, kl_div_with_logits_summary
     from kldiv_dask.storage import open_array, open_pair
 
-    pair = open_pair(
-        input, target, chunks=parse_chunks(chunks), input_key=input_key, target_key=target_key
-    )
+    pair = open_pair(input, target, chunks=parse_chunks(chunks), **reading)
     masks = {} if where is None else {"where": open_array(where)}
     summary: Any
     if logits:
@@ -189,8 +211,11 @@ def _open(
     sample = summary(
         *samples[:2], **dict(zip(masks, samples[2:], strict=True)), dtype=dtype, **options
     )
+    kind = "logits" if logits else "log_probs" if log_target else "log_probs_and_probs"
+    inspection = Inspection(*pair, masks.get("where"), kind, -1 if axis is None else axis)
     # Array expressions have no nbytes.
-    return lazy, sample, sum(math.prod(a.shape) * a.dtype.itemsize for a in pair)
+    size = sum(math.prod(a.shape) * a.dtype.itemsize for a in pair)
+    return _Opened(lazy, sample, inspection, size)
 
 
 def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDivSummary":
@@ -198,21 +223,28 @@ def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDiv
     from distributed import progress
 
     from kldiv_dask.functional.summary import KLDivSummary
-    from kldiv_dask.storage import ChunkReadError
     from kldiv_dask.workers import warm
 
+    with warm(client, sample):
+        if lazy.is_large:
+            return _walk(client, lazy)
+        futures = client.compute(list(lazy))
+        if sys.stderr.isatty():
+            try:
+                with client.as_current(), contextlib.redirect_stdout(sys.stderr):
+                    progress(futures, notebook=False)
+            finally:  # the bar clears its line only where it comes to its end
+                click.echo(CLEAR, nl=False, err=True)
+        return KLDivSummary(*client.gather(futures))
+
+
+@contextlib.contextmanager
+def _on_a_worker() -> Iterator[None]:
+    """Say of what can't be read that it is a worker that can't."""
+    from kldiv_dask.storage import ChunkReadError
+
     try:
-        with warm(client, sample):
-            if lazy.is_large:
-                return _walk(client, lazy)
-            futures = client.compute(list(lazy))
-            if sys.stderr.isatty():
-                try:
-                    with client.as_current(), contextlib.redirect_stdout(sys.stderr):
-                        progress(futures, notebook=False)
-                finally:  # the bar clears its line only where it comes to its end
-                    click.echo(CLEAR, nl=False, err=True)
-            return KLDivSummary(*client.gather(futures))
+        yield
     except ChunkReadError as error:
         raise OSError(f"on a worker, {error}") from error
 
@@ -242,6 +274,12 @@ def _warn(
             if not log_target:
                 message += ", and negative ones want --log-target, or --logits for logits"
         warnings.warn(message, stacklevel=2)
+    if summary.sum < 0:
+        warnings.warn(
+            f"the sum is {summary.sum}, and that of divergences of distributions is never negative,"
+            " but for rounding: INPUT or TARGET is probably of another kind, or they are swapped",
+            stacklevel=2,
+        )
 
 
 def _plain(field: Any) -> Any:

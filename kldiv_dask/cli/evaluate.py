@@ -37,10 +37,9 @@ SMALL = "where", "groups", "labels"
 @click.argument("target")
 @click.option(
     "--kind",
-    type=click.Choice(["logits", "log_probs", "probs"]),
-    default="logits",
-    show_default=True,
-    help="What both hold; with probs, INPUT holds log-probabilities and TARGET probabilities.",
+    type=click.Choice(["logits", "log_probs", "probs", "log_probs_and_probs"]),
+    help="What both hold; with the last, INPUT log-probabilities and TARGET probabilities.  "
+    "[default: log_probs for base files of llama.cpp, else logits]",
 )
 @click.option("--axis", type=int, default=-1, show_default=True, help="The axis of the classes.")
 @click.option(
@@ -84,6 +83,12 @@ SMALL = "where", "groups", "labels"
 )
 @click.option("--no-resume", is_flag=True, help="Start over, in the place of the checkpoint.")
 @click.option(
+    "--adopt",
+    is_flag=True,
+    help="Go on from a checkpoint whose data were moved, copied or touched since; some of what was"
+    " done is read again and compared first.",
+)
+@click.option(
     "--on-error",
     type=click.Choice(["raise", "skip"]),
     default="raise",
@@ -104,6 +109,7 @@ def evaluate(
     workers: int | None,
     threads: int | None,
     no_resume: bool,
+    adopt: bool,
     **options: Any,
 ) -> None:
     """Print how the KL divergence of TARGET from INPUT is distributed over positions.
@@ -125,7 +131,10 @@ def evaluate(
       130  stopped by Ctrl-C (143: by SIGTERM); with --checkpoint, the same command goes on
     """  # noqa: D301 - click wants a real backspace there
     check_cluster(scheduler, workers, threads)
-    options |= {"chunks": parse_chunks(options["chunks"]), "resume": not no_resume}
+    if adopt and no_resume:
+        raise click.UsageError("--adopt goes on from the checkpoint, --no-resume does not")
+    resume = "adopt" if adopt else not no_resume
+    options |= {"chunks": parse_chunks(options["chunks"]), "resume": resume}
     with in_one_line(_hint(options["checkpoint"], no_resume)):
         with failing(BAD_INPUT):
             read = {"INPUT": input, "TARGET": target}
@@ -168,22 +177,17 @@ def _check_paths(read: Mapping[str, str], written: Mapping[str, str | None]) -> 
             raise ValueError(f"{name} is {path}, which is {other} too")
 
 
-def _sample(
-    input: str,
-    target: str,
-    chunks: Any,
-    input_key: str | None,
-    target_key: str | None,
-    **options: Any,
-) -> Any:
+def _sample(input: str, target: str, **options: Any) -> Any:
     """Open all arrays, and return the evaluation of arrays like them with a single element."""
     import numpy as np
 
     from kldiv_dask.evaluation import evaluate
     from kldiv_dask.storage import open_array, open_pair
 
-    arrays = open_pair(input, target, chunks=chunks, input_key=input_key, target_key=target_key)
-    pair = [np.zeros((1,) * array.ndim, array.dtype) for array in arrays]
+    reading = ("chunks", "input_key", "target_key", "allow_truncated")
+    arrays = open_pair(input, target, **{name: options[name] for name in reading})
+    # Two arrays that differ, or there would be a warning.
+    pair = [np.full((1,) * a.ndim, number, a.dtype) for number, a in enumerate(arrays)]
     for name in SMALL:
         if options[name] is not None:
             array = open_array(options[name])

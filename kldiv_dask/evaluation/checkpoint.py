@@ -14,25 +14,41 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kldiv_dask.align import Box
+from kldiv_dask.evaluation.data import Identities, differences
+from kldiv_dask.evaluation.errors import CheckpointError
+from kldiv_dask.evaluation.regions import size
 from kldiv_dask.statistics.state import Extremes, State
 from kldiv_dask.statistics.tables import Table
-
-VERSION = 1
+from kldiv_dask.versions import LAYOUT
 
 _MAGIC = b"kldiv-dask checkpoint "
 
 
-class Progress(NamedTuple):
-    """How far a run has come: `done` pairs of chunks in C order, in slabs of at most `slab`.
+class Sample(NamedTuple):
+    """A slab that was done: where it is, and a digest of its state."""
 
-    `skipped` has the regions that were left out, as JSON holds them.
+    box: Box
+    digest: str
+
+
+class Progress(NamedTuple):
+    """How far a run has come.
+
+    `done` has the positions that are done, in boxes that no chunks decide; `skipped` the regions of
+    them that were left out; and `samples` some slabs, to compare with.
     """
 
-    done: int
-    slab: int
+    done: list[Box]
+    samples: list[Sample]
     seconds: float
     skipped: list[dict[str, Any]]
     state: State | None
+
+    @property
+    def positions(self) -> int:
+        """How many positions are done."""
+        return sum(map(size, self.done))
 
 
 def packed(state: State) -> dict[str, npt.NDArray[Any]]:
@@ -67,7 +83,7 @@ def dumps(header: dict[str, Any], state: State | None) -> bytes:
     np.savez(buffer, header=text, **arrays)
     body = buffer.getvalue()
     digest = hashlib.sha256(body).hexdigest().encode()
-    return _MAGIC + str(VERSION).encode() + b" " + digest + b"\n" + body
+    return _MAGIC + str(LAYOUT).encode() + b" " + digest + b"\n" + body
 
 
 def loads(content: bytes, name: str) -> tuple[dict[str, Any], State | None]:
@@ -76,9 +92,12 @@ def loads(content: bytes, name: str) -> tuple[dict[str, Any], State | None]:
     words = line.removeprefix(_MAGIC).split()
     if not line.startswith(_MAGIC) or len(words) != 2:
         raise ValueError(f"{name} is no checkpoint of kldiv-dask")
-    if words[0] != str(VERSION).encode():
+    if words[0] != str(LAYOUT).encode():
         found = words[0].decode(errors="replace")
-        raise ValueError(f"{name} is of version {found}; accepted is {VERSION}")
+        raise ValueError(
+            f"{name} has layout {found}, which another version of kldiv-dask writes; this one reads"
+            f" layout {LAYOUT}: evaluate again, or use the version that wrote it"
+        )
     if hashlib.sha256(body).hexdigest().encode() != words[1]:
         raise ValueError(f"{name} is damaged: its content does not have the digest that it names")
     with np.load(io.BytesIO(body), allow_pickle=False) as file:
@@ -87,9 +106,17 @@ def loads(content: bytes, name: str) -> tuple[dict[str, Any], State | None]:
     return header, unpacked(arrays) if arrays else None
 
 
-def save(path: Path, fingerprint: dict[str, Any], progress: Progress) -> None:
+def digest(state: State) -> str:
+    """Return what tells a state from others."""
+    found = hashlib.sha256()
+    for name, array in packed(state).items():
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def save(path: Path, options: dict[str, Any], data: Identities, progress: Progress) -> None:
     """Write a checkpoint in the place of the one before, if there is one."""
-    header = progress._asdict() | {"fingerprint": fingerprint}
+    header = progress._asdict() | {"options": options, "data": data}
     state = header.pop("state")
     write_atomically(path, dumps(header, state))
 
@@ -114,22 +141,36 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(directory)
 
 
-def load(path: Path, fingerprint: dict[str, Any]) -> Progress:
-    """Read a checkpoint of the run that a fingerprint describes.
+def load(path: Path, options: dict[str, Any], data: Identities, *, adopt: bool) -> Progress:
+    """Read a checkpoint of the run that options and data describe.
+
+    With `adopt`, the data may be known by other names and times; whoever asks for it has to compare
+    the samples.
 
     Raises
     ------
     ValueError
-        It is damaged, or of another run: the first difference is named.
+        It is damaged, of another layout, or no checkpoint.
+    CheckpointError
+        It is of another run.
     """
     header, state = loads(path.read_bytes(), f"checkpoint {path}")
     if "done" not in header:
         raise ValueError(f"{path} is the result of a run, not its checkpoint")
-    found = header.pop("fingerprint")
-    for name in fingerprint | found:
-        if found.get(name) != fingerprint.get(name):
-            raise ValueError(
-                f"checkpoint {path} is of another run: {name} was {found.get(name)!r}, now it is "
-                f"{fingerprint.get(name)!r}; resume=False starts over in its place"
-            )
+    before, known = header.pop("options"), header.pop("data")
+    differing = [
+        f"{name} was {before.get(name)!r}, now it is {options[name]!r}"
+        for name in options
+        if before.get(name) != options[name]
+    ]
+    changed = [] if differing or adopt else list(differences(known, data))
+    if differing or changed:
+        reason = f"checkpoint {path} is of another run: {'; '.join(differing[:1] + changed)}"
+        raise CheckpointError(reason, moved=not differing)
+    header["done"] = [_box(box) for box in header["done"]]
+    header["samples"] = [Sample(_box(box), digest) for box, digest in header["samples"]]
     return Progress(**header, state=state)
+
+
+def _box(spans: list[list[int]]) -> Box:
+    return tuple((start, stop) for start, stop in spans)

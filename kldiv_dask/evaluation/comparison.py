@@ -1,7 +1,7 @@
 """Two students over the same positions."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,7 +9,6 @@ from kldiv_dask.evaluation.intervals import t_probability
 from kldiv_dask.evaluation.result import Evaluation
 from kldiv_dask.evaluation.statistics import Interval, cell_sums, clustered, interval
 from kldiv_dask.statistics import tables
-from kldiv_dask.storage.opening import OF_FILE
 
 
 class Comparison(NamedTuple):
@@ -34,7 +33,7 @@ class Comparison(NamedTuple):
     It is off by at most 1e-13, so that what is less than 1e-12 says no more than that.
     """
     clusters: int
-    """How many sums that is from."""
+    """How many sums that is from, of sequences or of runs of neighboring ones."""
 
     def __str__(self) -> str:
         if self.clusters < 2:
@@ -47,10 +46,6 @@ class Comparison(NamedTuple):
         )
 
 
-def _is_of_file(identity: Any) -> bool:
-    return str(identity).startswith(OF_FILE)
-
-
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Test whether two students, evaluated at the same positions, diverge equally on average.
 
@@ -61,8 +56,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     ----------
     a, b : Evaluation
         Of two inputs against the same target, at the same positions and with the same
-        `cluster_axis`. That the targets are the same is checked where `evaluate` was given both
-        input and target by their paths.
+        `cluster_axis`. Targets and positions are compared by their fingerprints, so it does not
+        matter where they were read from, or in what pieces they were evaluated and merged.
 
     Returns
     -------
@@ -71,7 +66,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     Raises
     ------
     ValueError
-        They are not of the same positions and target.
+        They are not of the same positions and target; or one was merged from pieces whose runs of
+        sequences, which there are beyond 1024 of them, do not fit those of the other.
     TypeError
         They are not evaluations.
 
@@ -90,17 +86,22 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     for name, run in (("a", a), ("b", b)):
         if not isinstance(run, Evaluation):
             raise TypeError(f"{name} is a {type(run).__name__}; accepted is an Evaluation")
-    for name in ("target", "cluster_axis", "shape", "kind", "temperature"):
-        left, right = a.fingerprint[name], b.fingerprint[name]
-        # The name of an array also says how it is cut; files are known by what is in them.
-        if name == "target" and not all(map(_is_of_file, (left, right))):
-            continue
+    for name in ("cluster_axis", "shape", "kind", "temperature"):
+        left, right = a.options[name], b.options[name]
         if left != right:
             raise ValueError(f"a and b differ in {name}, which is {left!r} and {right!r}")
-    halvings = max(run.state.cells.halvings for run in (a, b))
-    cells = [tables.in_one_group(tables.coarser(run.state.cells, halvings)) for run in (a, b)]
-    if not all(np.array_equal(*pair) for pair in zip(cells[0][:2], cells[1][:2], strict=True)):
-        raise ValueError("a and b have different numbers of positions in their sequences")
+    if a.fingerprints["positions"] != b.fingerprints["positions"]:
+        raise ValueError(
+            "a and b must be of the same positions, got others: their masks, or what was skipped, "
+            "differ"
+        )
+    if a.fingerprints["target"] != b.fingerprints["target"]:
+        raise ValueError(
+            "a and b must be of the same target, got contents with the fingerprints "
+            f"{a.fingerprints['target']} and {b.fingerprints['target']}: evaluate both against one "
+            "target, of one data type and with its positions in one order"
+        )
+    cells = _common_cells(a, b)
     (counts, first), (_, second) = map(cell_sums, cells)
     differences = [left - right for left, right in zip(first, second, strict=True)]
     difference, error = clustered(counts, differences)
@@ -117,3 +118,20 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         p_value=p_value,
         clusters=len(counts),
     )
+
+
+def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.Table]:
+    """Return the sums of both over the same runs of sequences."""
+    each = [run.clustering["each"] for run in (a, b)]
+    cells = [tables.in_one_group(run.state.cells) for run in (a, b)]
+    if None not in each:
+        common = math.lcm(*each)
+        cells = [
+            tables.joined(*pair) for pair in zip(cells, (common // n for n in each), strict=True)
+        ]
+    if not all(np.array_equal(*pair) for pair in zip(cells[0][:2], cells[1][:2], strict=True)):
+        raise ValueError(
+            "a and b must have their sequences in the same clusters, got runs of other lengths, as "
+            "of more than 1024 sequences in pieces that were merged: merge the same pieces in both"
+        )
+    return cells

@@ -6,4 +6,26 @@ class EvaluationError(RuntimeError):
 
 
 class EvaluationWarning(UserWarning):
-    """Some positions could not be evaluated and were left out."""
+    """Some positions were left out, or the data are probably not what they are said to be."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is of another run.
+
+    Parameters
+    ----------
+    reason : str
+        What differs.
+    moved : bool
+        Whether only the data differ, so that they may have been moved, copied or touched.
+    """
+
+    def __init__(self, reason: str, moved: bool) -> None:
+        self.reason, self.moved = reason, moved
+        ways = "resume=False starts over in its place"
+        if moved:
+            ways = (
+                "if the data were only moved, copied or touched, resume='adopt' compares some of "
+                f"them and goes on; {ways}"
+            )
+        super().__init__(f"{reason}; {ways}")

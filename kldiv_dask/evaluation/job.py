@@ -2,48 +2,31 @@
 
 import os
 from collections.abc import Hashable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import dask.base
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph, labelled
-from kldiv_dask.align import align, align_small, as_dask
+from kldiv_dask.evaluation import regions
+from kldiv_dask.evaluation.checkpoint import Progress
+from kldiv_dask.evaluation.data import describe
 from kldiv_dask.evaluation.errors import EvaluationError
+from kldiv_dask.evaluation.operands import Arguments, prepare
 from kldiv_dask.evaluation.progress import ProgressLine
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.evaluation.run import Run
-from kldiv_dask.functional.logits import last_axis
-from kldiv_dask.options import (
-    float_dtype,
-    resolve_class_axis,
-    resolve_dtype,
-    resolve_kind,
-    resolve_temperature,
-)
-from kldiv_dask.statistics.chunks import Plan
-from kldiv_dask.storage import open_array, open_pair
+from kldiv_dask.evaluation.run import Run, client_of
+from kldiv_dask.evaluation.warn import EarlyWarning, warn_of_result, warn_of_sources
+from kldiv_dask.options import float_dtype, resolve_temperature
 from kldiv_dask.storage.chunking import Chunks
-from kldiv_dask.storage.opening import token
-
-PATHS = str, os.PathLike
-
-# The kinds of type that are accepted of what is said of positions.
-SMALL = {
-    "where": ("b", "bool"),
-    "groups": ("biuSU", "integers, booleans or strings"),
-    "labels": ("iu", "an integer type"),
-}
+from kldiv_dask.versions import LAYOUT, REVISION, check_workers
 
 
 def evaluate(
     input: Any,
     target: Any,
     *,
-    kind: Literal["logits", "log_probs", "probs"] = "logits",
+    kind: Literal["logits", "log_probs", "probs", "log_probs_and_probs"] | None = None,
     axis: int = -1,
     dim: Hashable = None,
     temperature: float = 1.0,
@@ -55,9 +38,10 @@ def evaluate(
     chunks: Chunks = None,
     input_key: str | None = None,
     target_key: str | None = None,
+    allow_truncated: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float | None = None,
-    resume: bool = True,
+    resume: bool | Literal["adopt"] = True,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
     scheduler: Any = None,
@@ -72,11 +56,13 @@ def evaluate(
     input, target : array_like, xarray.DataArray, str or os.PathLike
         What the model to evaluate and its teacher gave, with the classes along `axis`; or the
         paths of both, as `open_pair` takes them.
-    kind : {'logits', 'log_probs', 'probs'}
-        What they are: logits; log-probabilities; or log-probabilities in `input` and
-        probabilities in `target`. Logits are normalised. Of probabilities that do not sum to 1 the
-        divergence is ``sum(p * (log(p) - log(q)))`` as for `kl_div`, where a `target` of 0
-        contributes 0.
+    kind : {'logits', 'log_probs', 'probs', 'log_probs_and_probs'}, optional
+        What both hold: logits, log-probabilities, probabilities, or with the last, which is what
+        `kl_div` takes, log-probabilities in `input` and probabilities in `target`. The default is
+        'log_probs' if one is of a base file of llama.cpp, else 'logits'. Logits are normalised. Of
+        probabilities that do not sum to 1 the divergence is ``sum(p * (log(p) - log(q)))`` as for
+        `kl_div`, where a `target` of 0 contributes 0; of base files, whose rows are rounded,
+        ``sum(p * (log(p) - log(q)) - p + q)``, of which no summand is negative.
     axis : int
         The axis of the classes. If it is cut, its chunks are joined, which may move the data.
     dim : str, optional
@@ -92,23 +78,31 @@ def evaluate(
     cluster_axis : int or str
         The axis of the positions, or of DataArrays the dimension, along which sequences are
         counted, which are taken to be independent of each other. More than 1024 are put together
-        in as many runs of neighbours.
+        in as many runs of neighbors at most, which the result names. Where positions have one axis,
+        it can't be known which of them are of one text: give them the axes (text, token).
     dtype : {None, 'float64'}
         float64 to compute in float64 what would be in float32: logits that are no float64.
     chunks : int, str, tuple, mapping or None, optional
         Of paths, what to read at a time, as in `open_pair`.
     input_key, target_key : str, optional
         Of paths, the name of the array in a file or group of many, as in `open_pair`.
+    allow_truncated : bool
+        Of paths, whether to read a base file of llama.cpp that was cut short, as in `open_pair`.
     checkpoint : str or os.PathLike, optional
         A local file that is written now and then, and when the run ends or fails. A run that finds
-        it takes up where the other ended, if it is of the same data and options. Data are known by
-        the names of their Dask arrays; so a store that xarray or Dask has opened should not be
-        changed in place meanwhile, while a change of what is given by its path is noticed.
+        it does what is left, if it is of the same data and options; chunks, threads and scheduler
+        may be others. Arrays given by their paths, or from `open_array` and `open_pair`, are known
+        by their path and by the names, sizes and times of up to ``kldiv.files-checked`` of their
+        files, other Dask arrays by their names, and arrays in memory by what is in them. A store
+        that Dask or xarray has opened should therefore not be changed in place.
     checkpoint_interval : float, optional
         After how many seconds it is written again: by default 60, or what
         ``kldiv.evaluate.checkpoint-interval`` of Dask's configuration says.
-    resume : bool
-        False to start over, in the place of the checkpoint.
+    resume : bool or 'adopt'
+        False to start over, in the place of the checkpoint. 'adopt' to go on from it although the
+        data are not known by the same paths, times or names, as when they were moved, copied or
+        touched: up to three slabs that were done are read again, and it is an error if one is not
+        what it was.
     on_error : {'raise', 'skip'}
         What to do about chunks that can't be read or computed: end the run, after saving; or leave
         them out, with an `EvaluationWarning` and a note in the result for each. A run that is
@@ -131,11 +125,46 @@ def evaluate(
     TypeError
         Something is not of a type that is accepted, such as a Dataset.
     EvaluationError
-        A slab failed, as where a label is no class; its positions are named.
+        A slab failed, as where a label is no class; its positions are named. Or a stored array was
+        changed while it was read.
+    ImportError
+        A worker has another version of kldiv_dask, NumPy or Numba, where that matters.
+
+    Warns
+    -----
+    EvaluationWarning
+        What was left out, or makes it probable that the data are not what they are said to be.
 
     Notes
     -----
     The divergence is that of `kl_div_with_logits`, with the same bits for logits.
+
+    What may be wrong with the data, and what happens then; positions that `where` excludes are not
+    looked at:
+
+    ====================================  ========================================================
+    Data                                  What happens
+    ====================================  ========================================================
+    NaN, infinite divergences             counted in ``checks``
+    chunks that were never written        a warning, and ``missing``, where the format tells
+    a row of equal numbers                a warning, counted in ``checks``
+    input and target are one array        a warning
+    probabilities for logits              a warning, early if 99 % of the first slab look so
+    log-probabilities for probabilities   the same, and the other way round
+    a positive log-probability            the same: probably logits
+    a probability that is negative        the same: probably logits
+    rows that do not sum to 1             counted in ``checks``
+    a negative mean                       a warning
+    a label at the floor of its row       counted in ``checks``: its probability is not known
+    both repeated along positions         ValueError
+    base files over different texts       ValueError
+    a chunk that is damaged, or no file   EvaluationError, or left out with ``on_error='skip'``
+    a file that changes during the run    EvaluationError
+    a checkpoint of other data            ValueError
+    ====================================  ========================================================
+
+    ``Evaluation.fingerprints`` tell contents apart that differ in more than what a checksum of 61
+    bits can see; they cost about 2 % of the time.
 
     DataArrays are paired by the names of their dimensions, as in `kl_div`; the positions are those
     of `input`, then what `target` has more. Beside them, a string as `where`, `groups` or `labels`
@@ -150,104 +179,93 @@ def evaluate(
     >>> result.count, round(result.mean, 5), round(result.overall.top1_agreement, 2)
     (32, 0.00285, 1.0)
     """
-    resolve_kind(kind, "sum", stacklevel=2)
     temperature = resolve_temperature(temperature)
-    if kind != "logits" and temperature != 1:
-        raise ValueError(f"temperature is {temperature} with kind={kind!r}; it is for logits")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'skip'")
+    if resume not in (True, False, "adopt"):
+        raise ValueError(f"resume must be True, False or 'adopt', got {resume!r}")
     if dtype is not None and float_dtype(dtype) != np.float64:
         raise ValueError(f"dtype is {dtype!r}; accepted are None and 'float64'")
     path = None if checkpoint is None else _checked_path(checkpoint)
-    described = {"input": _described(input, input_key), "target": _described(target, target_key)}
-    operands, identities = _opened((input, target), (input_key, target_key), chunks)
-    said = _said({"where": where, "groups": groups, "labels": labels}, operands)
-    given = labelled.match(*operands, said, axis=axis, dim=dim, classes=True)
-    arrays = as_dask(given.input, given.target)
-    identities = identities or [array.name for array in arrays]
-    wide = resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
-    wide = wide or dtype is not None
-    computed = graph.computed_in(wide, temperature)
-    classes = resolve_class_axis(given.axis, *arrays)
-    whole = [last_axis(classes, array) for array in arrays]
-    whole = [a if a.numblocks[-1] == 1 else a.rechunk({a.ndim - 1: -1}) for a in whole]
-    pair = align(whole[0], whole[1], np.dtype(np.float64), stacklevel=2)
-    shape = tuple(map(sum, pair.chunks[:-1]))
-    if any(np.isnan(shape)):
-        raise ValueError("input and target have unknown chunk sizes; call compute_chunk_sizes()")
-    cluster_axis = _checked_cluster_axis(cluster_axis, len(shape), given.dims[:-1])
-    positions = pair.chunks[:-1]
-    small = {
-        name: None if array is None else align_small(name, array, positions, *SMALL[name])
-        for name, array in given.small.items()
-    }
-    plan = Plan(shape, cluster_axis, kind, temperature, computed, _tolerance(arrays))
-    fingerprint = {
-        "input": identities[0],
-        "target": identities[1],
-        **{name: None if array is None else array.name for name, array in small.items()},
-        "kind": kind,
-        "classes": sum(pair.chunks[-1]),
-        "shape": list(shape),
+    client = client_of(scheduler)
+    if client is not None:
+        check_workers(client)
+    arguments = Arguments(input, target, where, groups, labels)
+    keys = (input_key, target_key)
+    operands = prepare(
+        arguments.opened(keys, chunks=chunks, allow_truncated=allow_truncated),
+        kind=kind,
+        axis=axis,
+        dim=dim,
+        temperature=temperature,
+        cluster_axis=cluster_axis,
+        wide=dtype is not None,
+        stacklevel=2,
+    )
+    missing = operands.missing_chunks(scheduler)
+    warn_of_sources(operands.data, missing)
+    plan = operands.plan
+    options = {
+        "kind": plan.kind,
+        "classes": operands.pair.chunks[-1][0],
+        "shape": list(plan.shape),
         "temperature": temperature,
-        "computed_in": computed.name,
-        "cluster_axis": cluster_axis,
-        "chunks": dask.base.tokenize(pair.chunks),
-        "version": version("kldiv-dask"),
+        "computed_in": plan.dtype.name,
+        "generalized": plan.generalized,
+        "cluster_axis": plan.cluster_axis,
+        "layout": LAYOUT,
+        "revision": REVISION,
     }
     run = Run(
-        graph.states(pair, small, plan),
-        [_ends(lengths) for lengths in positions],
-        fingerprint,
+        plan.shape,
+        operands.grid,
         path,
+        options,
+        operands.data.identities,
         resume=resume,
         interval=checkpoint_interval,
         skip=on_error == "skip",
         scheduler=scheduler,
     )
-    total = int(np.prod(shape))
-    line = _silent
-    if progress:
-        line = ProgressLine(total, int(pair.nbytes), run.progress.done, run.states.size)
-    end = run.walk(line)
+    total = regions.size(regions.whole(plan.shape))
+    early = EarlyWarning(plan.kind)
+    line = ProgressLine(total, int(operands.pair.nbytes), run, path) if progress else None
+
+    def notify(so_far: Progress) -> None:
+        early(so_far)
+        if line is not None:
+            line(so_far)
+
+    end = run.walk(notify)
+    if run.left:
+        operands.data.check_unchanged()
     if end.state is None:
         why = f": {end.skipped[0]['error']}" if end.skipped else ""
         raise EvaluationError(f"no position could be evaluated{why}")
-    names = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "version")
-    provenance = described | {name: fingerprint[name] for name in names}
-    provenance |= {"dtype": pair.input.dtype.name, "seconds": round(end.seconds, 3)}
-    if given.dims:
-        dims = list(map(str, given.dims[:-1]))
-        provenance |= {"dims": dims, "cluster_axis": dims[cluster_axis] if dims else 0}
-    return Evaluation(end.state, fingerprint, provenance, end.skipped)
+    provenance = {
+        "input": describe(input, input_key),
+        "target": describe(target, target_key),
+        **{name: options[name] for name in _SHOWN},
+        "dtype": operands.pair.input.dtype.name,
+        "seconds": round(end.seconds, 3),
+        **operands.remarks(),
+        **({"taken_over": _taken_over(run.found, total, path)} if run.found else {}),
+    }
+    options |= operands.present() | {"each": plan.each}
+    result = Evaluation(end.state, options, provenance, end.skipped, missing)
+    warn_of_result(result, early)
+    return result
 
 
-def _opened(
-    operands: tuple[Any, Any], keys: tuple[str | None, str | None], chunks: Chunks
-) -> tuple[tuple[Any, Any], list[str] | None]:
-    """Open what is given by its path; of two files, return also what tells each from all others."""
-    for name, key, operand in zip(("input", "target"), keys, operands, strict=True):
-        if key is not None and not isinstance(operand, PATHS):
-            raise ValueError(f"{name}_key is {key!r}, and {name} is no path")
-    if all(isinstance(operand, PATHS) for operand in operands):
-        pair = open_pair(*operands, chunks=chunks, input_key=keys[0], target_key=keys[1])
-        return pair, [token(*both) for both in zip(operands, keys, strict=True)]
-    input, target = (
-        open_array(operand, chunks=chunks, key=key) if isinstance(operand, PATHS) else operand
-        for operand, key in zip(operands, keys, strict=True)
-    )
-    return (input, target), None
+# Of the options, what a report shows.
+_SHOWN = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "layout", "revision")
 
 
-def _silent(*_: Any) -> None:
-    pass
-
-
-def _described(operand: Any, key: str | None) -> str:
-    if isinstance(operand, PATHS):
-        return os.fspath(operand) + (f":{key}" if key else "")
-    shape = " x ".join(map(str, getattr(operand, "shape", ())))
-    return f"{type(operand).__name__} of {shape} {getattr(operand, 'dtype', '')}".strip()
+def _taken_over(found: int, total: int, path: Path | None) -> str:
+    """Say how much of a result is from a checkpoint."""
+    if found == total:
+        return f"all positions, nothing was read: {path}"
+    return f"{found:,} of {total:,} positions: {path}"
 
 
 def _checked_path(checkpoint: str | os.PathLike[str]) -> Path:
@@ -258,36 +276,3 @@ def _checked_path(checkpoint: str | os.PathLike[str]) -> Path:
             " exists"
         )
     return path
-
-
-def _checked_cluster_axis(axis: Any, ndim: int, dims: labelled.Dims) -> int:
-    if dims and isinstance(axis, str):
-        if axis not in dims:
-            known = ", ".join(map(repr, dims))
-            raise ValueError(f"cluster_axis is {axis!r}; the positions have {known}")
-        return dims.index(axis)
-    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
-        raise TypeError(f"cluster_axis is {axis!r}; accepted is an integer")
-    if ndim and not -ndim <= axis < ndim:
-        raise ValueError(f"cluster_axis is {axis}; the positions have {ndim} axes")
-    return int(axis) % max(ndim, 1)
-
-
-def _said(small: dict[str, Any], operands: tuple[Any, Any]) -> dict[str, Any]:
-    """Open what is said of positions by a path, or by a coordinate of the operands."""
-    meant = {name: labelled.coordinate(name, array, *operands) for name, array in small.items()}
-    return {
-        n: open_array(array) if isinstance(array, PATHS) else array for n, array in meant.items()
-    }
-
-
-def _tolerance(arrays: Any) -> float:
-    """Return how far from 1 rounded probabilities may sum: 64 units in the last place."""
-    coarsest = min(arrays, key=lambda array: array.dtype.itemsize).dtype
-    digits = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}[coarsest.name]
-    return max(64 * 2.0**-digits, 1e-6)
-
-
-def _ends(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
-    stops = np.cumsum(lengths).tolist()
-    return [(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]

@@ -3,12 +3,14 @@
 import math
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 from dask.utils import format_bytes
 
 from kldiv_dask import partial
 from kldiv_dask.evaluation.checkpoint import Progress
+from kldiv_dask.evaluation.run import Run
 from kldiv_dask.evaluation.statistics import cell_sums, clustered, interval, quotient
 from kldiv_dask.statistics import tables
 
@@ -22,33 +24,39 @@ class ProgressLine:
         How many there are in all.
     nbytes : int
         The size of both operands.
-    done : int
-        How many pairs of chunks are done already.
-    total : int
-        How many there are in all.
+    run : Run
+        What is to be done.
+    path : Path or None
+        Its checkpoint.
     file : text file
         Where to.
     """
 
     def __init__(
-        self, positions: int, nbytes: int, done: int, total: int, file: TextIO | None = None
+        self, positions: int, nbytes: int, run: Run, path: Path | None, file: TextIO | None = None
     ) -> None:
-        self._positions, self._first = positions, done
+        self._positions, self._first = positions, run.found
         self._file = sys.stderr if file is None else file
         self._start = time.monotonic()
         self._width = 0
-        left = format_bytes(nbytes * (total - done) // max(total, 1))
-        pairs = f"{total - done:,} pair{'s' * (total - done != 1)} of chunks"
-        self._write(f"{done / max(total, 1):4.0%}, {pairs}, {left} to read")
+        found, pairs = run.found, run.pairs
+        if not run.left:
+            self._write(f"100%, all of it from {path}, nothing to read", end="\n")
+            return
+        left = format_bytes(nbytes * (positions - found) // max(positions, 1))
+        known = f", the rest from {path}" if found else ""
+        of_chunks = f"{pairs:,} pair{'s' * (pairs != 1)} of chunks"
+        self._write(f"{found / max(positions, 1):4.0%}, {of_chunks}, {left} to read{known}")
 
-    def __call__(self, progress: Progress, total: int) -> None:
-        """Write the line; of `total` pairs of chunks `progress` says what is done."""
+    def __call__(self, progress: Progress) -> None:
+        """Write the line."""
         seconds = time.monotonic() - self._start
-        rate = (progress.done - self._first) / max(seconds, 1e-9)
-        left = (total - progress.done) / rate if rate else math.inf
+        done, total = progress.positions, self._positions
+        rate = (done - self._first) / max(seconds, 1e-9)
+        left = (total - done) / rate if rate else math.inf
         words = [
-            f"{progress.done / total:4.0%}",
-            f"{self._positions / total * rate:,.0f} positions/s",
+            f"{done / max(total, 1):4.0%}",
+            f"{rate:,.0f} positions/s",
             f"{_duration(left)} left",
         ]
         if progress.state is not None:
@@ -61,7 +69,7 @@ class ProgressLine:
                 _, error = clustered(counts, sums)
                 low, high = interval(mean, error, len(counts) - 1)
                 words.append(f"mean {mean:.5g} ± {(high - low) / 2:.2g} nats")
-        self._write(", ".join(words), end="\n" if progress.done == total else "")
+        self._write(", ".join(words), end="\n" if done == total else "")
 
     def _write(self, line: str, end: str = "") -> None:
         self._width = max(self._width, len(line))

@@ -45,7 +45,8 @@ def text(report: Report) -> str:
     """
     lines = [headline(report)]
     for loud, remark in remarks(report):
-        first, *others = (clean(piece, WIDTH - 2) for piece in textwrap.wrap(remark, WIDTH - 2))
+        pieces = textwrap.wrap(remark, WIDTH - 2, break_on_hyphens=False)
+        first, *others = (clean(piece, WIDTH - 2) for piece in pieces)
         lines += [("! " if loud else "  ") + first, *("  " + other for other in others)]
     for table in tables(report, worst=5, groups=20):
         lines += ["", table.title, *_aligned(table)]

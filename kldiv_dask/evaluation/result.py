@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.evaluation import checkpoint, figures, report
+from kldiv_dask.evaluation import checkpoint, doubts, figures, report
 from kldiv_dask.evaluation.statistics import Labels, Statistics, statistics
 from kldiv_dask.statistics import state as states
 from kldiv_dask.statistics.state import CHECKS, State
 
-SCHEMA = 1
+# Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks.
+SCHEMA = 2
+
+_NAMES = ("positions", "input", "target")
 
 
 class Evaluation:
@@ -23,7 +26,7 @@ class Evaluation:
 
     Parameters
     ----------
-    state, fingerprint, provenance, skipped
+    state, options, provenance, skipped, missing
         What `evaluate` has found, and says of it.
 
     Attributes
@@ -33,6 +36,9 @@ class Evaluation:
     skipped : list of dict
         What could not be read and was left out: its ``region``, how many ``positions`` it has, and
         the ``error``.
+    missing : list of dict
+        Of an operand, how many stored ``chunks`` were never written where positions count, the
+        region of the ``first``, and the ``fill`` that they read as.
     provenance : dict
         Where all this comes from.
 
@@ -40,20 +46,21 @@ class Evaluation:
     --------
     >>> import numpy as np
     >>> from kldiv_dask import evaluate
-    >>> evaluate(np.log([[0.25, 0.75]]), np.zeros((1, 2)), progress=False)
-    <Evaluation: mean 0.143841 nats over 1 position>
+    >>> evaluate(np.log([[0.25, 0.75]]), np.log([[0.5, 0.4]]), progress=False)
+    <Evaluation: mean 0.196029 nats over 1 position>
     """
 
     def __init__(
         self,
         state: State,
-        fingerprint: dict[str, Any],
+        options: dict[str, Any],
         provenance: dict[str, Any],
         skipped: list[dict[str, Any]],
+        missing: list[dict[str, Any]],
     ) -> None:
-        self.state, self.fingerprint, self.provenance = state, fingerprint, provenance
-        self.skipped = skipped
-        self.shape = tuple(fingerprint["shape"])
+        self.state, self.options, self.provenance = state, options, provenance
+        self.skipped, self.missing = skipped, missing
+        self.shape = tuple(options["shape"])
 
     @cached_property
     def overall(self) -> Statistics:
@@ -63,7 +70,7 @@ class Evaluation:
     @cached_property
     def groups(self) -> dict[Any, Statistics]:
         """The statistics of each group, by its name; empty if there are no groups."""
-        if self.fingerprint["groups"] is None:
+        if not self.options["groups"]:
             return {}
         names = self.state.groups.tolist()
         return {name: statistics(self.state, code, self.shape) for code, name in enumerate(names)}
@@ -100,19 +107,54 @@ class Evaluation:
 
     @cached_property
     def checks(self) -> dict[str, dict[str, Any]]:
-        """How many positions have what may be wrong with the data, and the first few of them."""
-        first = self.state.first
-        found: dict[str, dict[str, Any]] = {}
-        for kind, name in enumerate(CHECKS):
-            places = first.places[first.groups == kind]
+        """How many positions have what may be wrong with the data, and the first few of them.
+
+        Only what can be of data of this kind: that probabilities do not sum to 1 is not said of
+        logits.
+        """
+        first, found = self.state.first, {}
+        kind, labels = self.options["kind"], self.options["labels"]
+        for name in ("nan", "infinite", *doubts.applicable(kind, labels)):
+            places = first.places[first.groups == CHECKS.index(name)]
             index = [[int(i) for i in np.unravel_index(place, self.shape)] for place in places]
             found[name] = {"count": self.overall.checks[name], "first": index}
-        for side, name in enumerate(CHECKS[-2:]):
-            if self.fingerprint["kind"] == "logits":
-                del found[name]
-            else:
-                found[name]["largest_deviation"] = float(self.state.deviations[side])
+        for side, operand in enumerate(("input", "target")):
+            if f"{operand}_not_normalised" in found:
+                deviation = float(self.state.deviations[side])
+                found[f"{operand}_not_normalised"]["largest_deviation"] = deviation
         return found
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the contents of ``input`` and ``target``, and of which ``positions``.
+
+        They are made of the stored bits at all positions that are included, and of their order:
+        they depend on neither chunks nor paths. Equal ones are no proof that contents are equal.
+        """
+        numbers = self.state.fingerprints.tolist()
+        return {name: f"{number:016x}" for name, number in zip(_NAMES, numbers, strict=True)}
+
+    def doubts(self) -> list[str]:
+        """Say what makes it doubtful that the data are what they are said to be, in sentences."""
+        kind, counts, positions = self.options["kind"], self.overall.checks, self.count
+        deviation = float(self.state.deviations.max())
+        another = doubts.wrong_kind(kind, counts, positions)
+        negative = doubts.negative_mean(self.overall.mean_of_finite, deviation)
+        found = [another or negative, *doubts.odd_rows(kind, counts, positions)]
+        return [sentence for sentence in found if sentence]
+
+    @property
+    def clustering(self) -> dict[str, Any]:
+        """What the clusters are: ``of`` how many sequences, or positions, and how many in each.
+
+        ``each`` is None if the clusters of merged evaluations are runs of other lengths.
+        """
+        axis, each = self.options["cluster_axis"], self.options["each"]
+        return {
+            "of": "positions" if len(self.shape) < 2 else "sequences",
+            "count": self.shape[axis] if self.shape else 1,
+            "each": None if each is None else each << self.state.cells.halvings,
+        }
 
     def merge(self, *others: "Evaluation") -> "Evaluation":
         """Join evaluations of data that follow each other along the first axis.
@@ -125,8 +167,8 @@ class Evaluation:
         Returns
         -------
         Evaluation
-            As of all data in one; but that sequences are put together in other runs where there
-            are many, so that clustered standard errors may differ a little.
+            As of all data in one; but that beyond 1024 sequences they are put together in other
+            runs, so that clustered standard errors may differ a little.
 
         Raises
         ------
@@ -144,26 +186,34 @@ class Evaluation:
                 f"positions of shape {self.shape} and {other.shape} do not follow each other along "
                 "the first axis"
             )
-        for name in ("kind", "temperature", "cluster_axis", "classes"):
-            left, right = self.fingerprint[name], other.fingerprint[name]
+        for name in ("kind", "temperature", "cluster_axis", "classes", "revision"):
+            left, right = self.options[name], other.options[name]
             if left != right:
                 raise ValueError(f"the evaluations differ in {name}: {left!r} and {right!r}")
         for name in ("groups", "labels"):
-            if (self.fingerprint[name] is None) != (other.fingerprint[name] is None):
+            if self.options[name] != other.options[name]:
                 raise ValueError(f"one of the evaluations has {name} and the other has none")
         rows = self.shape[0]
         moved = states.after(other.state, rows * math.prod(self.shape[1:]))
-        if self.fingerprint["cluster_axis"] == 0:
-            moved = states.cells_after(moved, self.state)
+        each = self.options["each"] if self.options["each"] == other.options["each"] else None
+        if self.options["cluster_axis"] == 0:
+            cells = None if each is None or rows % each else rows // each
+            moved, is_regular = states.cells_after(moved, self.state, cells)
+            each = each if is_regular else None
         shape = (rows + other.shape[0], *self.shape[1:])
         skipped = [
             region
             | {"region": [[end + rows for end in region["region"][0]], *region["region"][1:]]}
             for region in other.skipped
         ]
-        fingerprint = {
-            name: value if value == other.fingerprint[name] else [value, other.fingerprint[name]]
-            for name, value in self.fingerprint.items()
+        options = {
+            name: value if value == other.options[name] else [value, other.options[name]]
+            for name, value in self.options.items()
+        }
+        options |= {
+            "shape": list(shape),
+            "each": each,
+            "where": self.options["where"] or other.options["where"],
         }
         provenance = {
             name: value
@@ -171,22 +221,26 @@ class Evaluation:
             else f"{value}, {other.provenance.get(name)}"
             for name, value in self.provenance.items()
         }
-        fingerprint |= {"shape": list(shape)}
         provenance |= {"seconds": self.provenance["seconds"] + other.provenance["seconds"]}
         merged = states.merge([self.state, moved])
-        return Evaluation(merged, fingerprint, provenance, self.skipped + skipped)
+        missing = self.missing + other.missing
+        return Evaluation(merged, options, provenance, self.skipped + skipped, missing)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers as dicts and lists; `report` shows what they are."""
         return {
             "schema": SCHEMA,
             "unit": "nats",
-            "kind": self.fingerprint["kind"],
+            "kind": self.options["kind"],
             "shape": list(self.shape),
             "overall": _plain(self.overall),
             "groups": [{"group": name, **_plain(one)} for name, one in self.groups.items()],
+            "clustering": self.clustering,
             "checks": self.checks,
+            "doubts": self.doubts(),
+            "missing": self.missing,
             "skipped": self.skipped,
+            "fingerprints": self.fingerprints,
             "provenance": self.provenance,
         }
 
@@ -203,9 +257,10 @@ class Evaluation:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that is known to a file, from which `load` makes it again."""
         header = {
-            "fingerprint": self.fingerprint,
+            "options": self.options,
             "provenance": self.provenance,
             "skipped": self.skipped,
+            "missing": self.missing,
         }
         checkpoint.write_atomically(Path(path), checkpoint.dumps(header, self.state))
 

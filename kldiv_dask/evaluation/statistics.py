@@ -78,15 +78,18 @@ class Statistics:
     mean_of_finite: float
     """The mean over those positions whose divergence is finite."""
     standard_error: float
-    """Of the mean, if positions are independent of each other."""
+    """Of the mean, if positions are independent of each other: too small where neighbors are alike,
+    as the tokens of a text are."""
     confidence_interval: Interval
-    """Of the mean, at 95 %, if positions are independent of each other."""
+    """Of the mean, at 95 %, if positions are independent of each other: too narrow likewise."""
     standard_error_clustered: float
     """Of the mean, if sequences are independent of each other, not the positions in one."""
     confidence_interval_clustered: Interval
     """Of the mean, at 95 %, from Student's t with ``clusters - 1`` degrees of freedom."""
     clusters: int
-    """How many sequences, or runs of neighbouring ones, that is from."""
+    """How many clusters that is from: sequences, or of more than 1024 runs of neighboring ones. Of
+    positions with one axis they are runs of neighboring positions, whatever texts these are of.
+    """
     min: float
     """The smallest divergence."""
     max: float
@@ -136,12 +139,17 @@ class Moments:
             return math.nan
         spread = count * square.units * UNITS_IN_ONE - first * first
         # Squares are rounded, so of equal numbers the spread may be a little below 0.
-        return max(spread, 0) / (count * count * (count - 1) * UNITS_IN_ONE**2)
+        return _ratio(max(spread, 0), count * count * (count - 1) * UNITS_IN_ONE**2)
 
 
 def quotient(total: Total, count: int) -> float:
     """Return an exact sum divided by a count, rounded once to float64."""
     return float(partial.quotient(total, count, FLOAT64))
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    """Return a quotient, rounded once; an infinity if it is beyond float64."""
+    return float(partial.round_ratio(numerator, denominator, FLOAT64))
 
 
 def clustered(counts: Any, sums: Any) -> tuple[float, float]:
@@ -156,13 +164,18 @@ def clustered(counts: Any, sums: Any) -> tuple[float, float]:
     clusters, positions = len(counts), int(np.sum(counts))
     if not positions:
         return math.nan, math.nan
-    mean = math.fsum(sums) / positions
+    # Squares and sums of numbers beyond 2**480 are computed in a unit, a power of two.
+    largest = max(map(abs, sums))
+    unit = 2.0 ** max(math.frexp(largest)[1] - 480, 0) if math.isfinite(largest) else 1.0
+    sums = [one / unit for one in sums]
+    mean = math.fsum(sums) / positions if math.isfinite(sum(sums)) else sum(sums)
     if clusters < 2 or not math.isfinite(mean):
-        return mean, math.nan
+        return mean * unit, math.nan
     residuals = math.fsum(
         (one - count * mean) ** 2 for one, count in zip(sums, counts, strict=True)
     )
-    return mean, math.sqrt(residuals * clusters / (clusters - 1)) / positions
+    error = math.sqrt(residuals * clusters / (clusters - 1)) / positions
+    return mean * unit, error * unit
 
 
 def interval(mean: float, error: float, freedom: int) -> Interval:
@@ -289,7 +302,7 @@ def _labels(moments: Moments, bins: Table) -> Labels:
     totals = moments.totals
     nll_input, nll_target = (moments.mean(name, count) for name in ("nll_input", "nll_target"))
     change = totals["nll_input"].units - totals["nll_target"].units
-    ratio = change / (count * UNITS_IN_ONE) if count else math.nan
+    ratio = _ratio(change, count * UNITS_IN_ONE) if count else math.nan
     if not math.isfinite(nll_input - nll_target):
         ratio = nll_input - nll_target
     variance = moments.variance_of_mean(change, "nll_change_squared", count)

@@ -28,13 +28,15 @@ class Table(NamedTuple):
 _SUMMARY = {
     "sum": "sum",
     "mean_of_finite": "mean of the finite ones",
-    "standard_error": "standard error, positions taken as independent",
     "standard_error_clustered": "standard error, clustered",
+    "standard_error": "standard error if positions are independent",
     "min": "smallest",
     "max": "largest",
     "reverse_kl": "reverse KL",
     "jensen_shannon": "Jensen-Shannon divergence",
 }
+
+_CAUTIONS = {"standard_error": " (too small where neighbors are alike)"}
 
 _LABELS = {
     "count": "labelled positions",
@@ -56,7 +58,26 @@ _CHECKS = {
     "target_not_normalised": ("not normalised in the target", True),
     "input_excludes_classes": ("without some class in the input (probability 0)", False),
     "target_excludes_classes": ("without some class in the target (probability 0)", False),
+    "input_constant": ("constant in the input", True),
+    "target_constant": ("constant in the target", True),
+    "input_resembles_probs": ("like probabilities in the input", True),
+    "target_resembles_probs": ("like probabilities in the target", True),
+    "input_resembles_log_probs": ("like log-probabilities in the input", True),
+    "target_resembles_log_probs": ("like log-probabilities in the target", True),
+    "input_out_of_range": ("out of range in the input", True),
+    "target_out_of_range": ("out of range in the target", True),
+    "input_label_at_floor": (
+        "with the label at the floor of the input, whose probability is not known",
+        True,
+    ),
+    "target_label_at_floor": (
+        "with the label at the floor of the target, whose probability is not known",
+        True,
+    ),
 }
+
+# What `doubts` says in sentences.
+_DOUBTED = ("constant", "resembles_probs", "resembles_log_probs", "out_of_range")
 
 
 def number(value: Any) -> str:
@@ -107,17 +128,44 @@ def headline(report: Report) -> str:
     mean, half = overall["mean"], _half(overall, interval)
     line = f"mean KL {plus_minus(mean, half)} {report['unit']}"
     if math.isfinite(mean) and math.isfinite(half):
-        clustered = f"clustered by {overall.get('clusters', 0):,} sequences"
-        how = clustered if interval == CLUSTERED else "positions taken as independent"
-        line += f" (95 % confidence, {how})"
+        line += f" (95 % confidence, {_how(report, interval)})"
     return line
+
+
+def _how(report: Report, interval: str) -> str:
+    """Say what an interval takes as independent."""
+    clustering = report.get("clustering") or {"of": "sequences", "each": 1}
+    of, each, clusters = clustering["of"], clustering["each"], report["overall"].get("clusters", 0)
+    if interval != CLUSTERED or (of == "positions" and each == 1):
+        return "if positions are independent, which neighbors seldom are"
+    if each == 1:
+        return f"clustered by {clusters:,} {of}"
+    length = "" if each is None else f"{each:,} "
+    return f"clustered by {clusters:,} runs of {length}neighboring {of}"
+
+
+def missing_chunks(one: Report) -> str:
+    """Say how much of a stored array was never written."""
+    region = _index((f"{start}:{stop}" for start, stop in one["first"]), [])
+    count = one["chunks"]
+    chunks = f"{count:,} stored chunks were" if count != 1 else "1 stored chunk was"
+    return (
+        f"{one['operand']}: {chunks} never written and read as {number(one['fill'])}, first at "
+        f"{region} of {clean(one['array'], LONGEST)}"
+    )
 
 
 def remarks(report: Report) -> Iterator[tuple[bool, str]]:
     """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
     found = [(name, check) for name, check in report["checks"].items() if check["count"]]
     dims = names_of(report)
+    doubts = [missing_chunks(one) for one in report.get("missing", ())]
+    doubts += report.get("doubts", ())
+    for sentence in doubts:
+        yield True, sentence
     for name, check in found:
+        if name.endswith(_DOUBTED):
+            continue
         what, loud = _CHECKS[name]
         one = check["count"] == 1
         line = f"{check['count']:,} {'position is' if one else 'positions are'} {what}"
@@ -128,8 +176,18 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
     if not report["overall"]["count"]:
         yield True, "no position is included"
     skipped = report["skipped"]
-    if report["checks"] and not found and not skipped:
+    if report["checks"] and not found and not skipped and not doubts:
         yield False, "data checks: nothing found"
+    for name, what in (("repeated", "repeated"), ("taken_over", "from the checkpoint")):
+        if name in report["provenance"]:
+            yield False, f"{what}: {report['provenance'][name]}"
+    clustering = report.get("clustering")
+    if clustering and clustering["of"] == "positions" and (clustering["each"] or 2) > 1:
+        yield (
+            False,
+            "the positions have one axis, so the interval is too narrow if texts are longer than "
+            "a run: give positions the axes (text, token)",
+        )
     for one in skipped[:10]:
         region = _index((f"{start}:{stop}" for start, stop in one["region"]), dims)
         count = f"{one['positions']:,} positions"
@@ -170,7 +228,9 @@ def _summary(report: Report) -> Rows:
     if math.isfinite(overall["mean"]):
         known.pop("mean_of_finite", None)
     rows = [("positions", f"{overall['count']:,}{of}")]
-    rows += [(_SUMMARY[key], number(value)) for key, value in known.items()]
+    rows += [
+        (_SUMMARY[key], number(value) + _CAUTIONS.get(key, "")) for key, value in known.items()
+    ]
     agreement, error = overall.get("top1_agreement"), overall.get("top1_agreement_standard_error")
     if agreement is not None:
         shown = plus_minus(agreement, math.nan if error is None else error)
@@ -203,7 +263,7 @@ def _groups(groups: list[Report], most: int) -> Table:
         )
         for group in shown
     ]
-    how = "clustered" if interval == CLUSTERED else "positions taken as independent"
+    how = "clustered" if interval == CLUSTERED else "if positions are independent"
     note = f"± half a 95 % interval, {how}; the worst first{_more(len(groups) - most, ', ')}"
     head = ("group", "positions", "mean KL", "largest", "top-1 agreement")
     return Table("Groups", head, rows, note, "groups")

@@ -18,9 +18,10 @@ from kldiv_dask.options import (
     resolve_kind,
     resolve_temperature,
 )
+from kldiv_dask.versions import REVISION
 
-# Of what `state_dict` returns.
-VERSION = 1
+# Of what `state_dict` returns. 2: other names of kinds, and the revision of the kernels.
+VERSION = 2
 
 
 class KLDivergence:
@@ -32,10 +33,10 @@ class KLDivergence:
 
     Parameters
     ----------
-    kind : {'probs', 'log_probs', 'logits'}
-        What the batches are: log-probabilities against probabilities as for `kl_div`,
-        log-probabilities against log-probabilities as for it with ``log_target``, or logits
-        against logits as for `kl_div_with_logits`.
+    kind : {'log_probs_and_probs', 'log_probs', 'logits'}
+        What input and target hold: log-probabilities and probabilities as for `kl_div`,
+        log-probabilities both as for it with ``log_target``, or logits both as for
+        `kl_div_with_logits`.
     reduction : {'mean', 'batchmean', 'sum'}
         As for the function that `kind` names.
     axis, temperature
@@ -59,7 +60,7 @@ class KLDivergence:
 
     def __init__(
         self,
-        kind: Literal["probs", "log_probs", "logits"] = "probs",
+        kind: Literal["log_probs_and_probs", "log_probs", "logits"] = "log_probs_and_probs",
         *,
         reduction: str = "mean",
         axis: int = -1,
@@ -171,6 +172,7 @@ class KLDivergence:
         """Return all that has been added, as what JSON can hold."""
         return {
             "version": VERSION,
+            "revision": REVISION,
             **self._options(),
             "types": None if self._types is None else list(self._types),
             "partial": self._partial.tolist(),
@@ -189,11 +191,16 @@ class KLDivergence:
         if not isinstance(state, Mapping):
             raise TypeError(f"the state is of type {type(state).__name__}; accepted is a dict")
         expected = self.state_dict()
-        missing = [name for name in expected if name not in state]
-        if missing:
-            raise ValueError(f"the state has no {', '.join(missing)}")
-        if state["version"] != VERSION:
-            raise ValueError(f"the state is of version {state['version']!r}; accepted is {VERSION}")
+        if state.get("version", VERSION) == VERSION:
+            missing = [name for name in expected if name not in state]
+            if missing:
+                raise ValueError(f"the state has no {', '.join(missing)}")
+        for name in ("version", "revision"):
+            if state[name] != expected[name]:
+                raise ValueError(
+                    f"the state must be of {name} {expected[name]}, got {state[name]!r}, which "
+                    "another version of kldiv_dask makes: add the batches again"
+                )
         self._check_options(state, "the state")
         types = state["types"]
         if types is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import graph, labelled
-from kldiv_dask.align import Pair, align, align_where, as_dask
+from kldiv_dask.align import Pair, align, align_where, as_dask, repeated_operands
 from kldiv_dask.functional.divergence import whole
 from kldiv_dask.functional.summary import LazySummary, summarise
 from kldiv_dask.graph.tree import SplitEvery
@@ -46,7 +46,9 @@ def kl_div_with_logits(
         Logits of the distribution Q: a Dask array, a NumPy array, or what
         `dask.array.asanyarray` takes; or an `xarray.DataArray`, see below.
     target : array_like of float16, bfloat16, float32 or float64
-        Logits of P, with as many classes. The other axes broadcast with those of `input`.
+        Logits of P, with as many classes. The other axes broadcast with those of `input`, but only
+        one of both may be repeated along them: (8, V) with (8, 1, V), each position of one with
+        every one of the other, is an error.
     axis : int
         The axis of the classes.
     dim : str, optional
@@ -197,6 +199,7 @@ def prepare_logits(
     to, wide = resolve_logits_dtype(input, target, dtype)
     classes = resolve_class_axis(given.axis, input, target)
     input, target = (last_axis(classes, logits) for logits in (input, target))
+    repeated_operands(input, target)
     # Narrowing would change logits, which are taken as exact.
     pair = align(input, target, np.dtype(np.float64), stacklevel=stacklevel + 1)
     if given.small["where"] is not None:

@@ -1,0 +1,116 @@
+"""What makes it probable that data are not what they are said to be, in sentences."""
+
+from collections.abc import Iterator, Mapping
+
+from kldiv_dask.kernels.checks import LOG_PROBS, LOGITS, OPERANDS, PROBS
+
+HOLDS = {LOGITS: "logits", LOG_PROBS: "log-probabilities", PROBS: "probabilities"}
+
+# From so many rows on, they are all taken for another kind.
+SHARE = 0.99
+
+# How far from 1 rounding makes probabilities of any type sum.
+ROUNDING = 0.1
+
+# What each check of a row says it holds.
+_RESEMBLES = {"resembles_probs": PROBS, "resembles_log_probs": LOG_PROBS, "out_of_range": LOGITS}
+
+Counts = Mapping[str, int]
+
+WAYS = {kind: f"pass kind={kind!r}" for kind in OPERANDS}
+
+
+def applicable(kind: str, labelled: bool) -> list[str]:
+    """Name the checks of rows that can find something in data of a kind, but for NaN and infinity.
+
+    Examples
+    --------
+    >>> applicable("logits", labelled=False)[-2:]
+    ['target_constant', 'target_resembles_probs']
+    """
+    found = []
+    for operand, holds in zip(("input", "target"), OPERANDS[kind], strict=True):
+        names = ["excludes_classes", *([] if holds == LOGITS else ["not_normalised"]), "constant"]
+        names += ["resembles_log_probs"] if holds == PROBS else ["resembles_probs"]
+        names += [] if holds == LOGITS else ["out_of_range"]
+        names += ["label_at_floor"] if labelled else []
+        found += [f"{operand}_{name}" for name in names]
+    return found
+
+
+def kind_of_most(kind: str, counts: Counts, positions: int) -> tuple[int, ...]:
+    """Return what nearly all rows of input and target look like, by what they are said to hold."""
+    found = []
+    for operand, holds in zip(("input", "target"), OPERANDS[kind], strict=True):
+        for check, resembled in _RESEMBLES.items():
+            if positions and counts.get(f"{operand}_{check}", 0) >= SHARE * positions:
+                holds = resembled
+        found.append(holds)
+    return tuple(found)
+
+
+def wrong_kind(kind: str, counts: Counts, positions: int, ways: Mapping[str, str] = WAYS) -> str:
+    """Say what the data probably are, if nearly all rows look like something else; else nothing.
+
+    `ways` says of each kind how to choose it.
+
+    Examples
+    --------
+    >>> counts = dict.fromkeys(applicable("logits", False), 0)
+    >>> wrong_kind("logits", counts, 10)
+    ''
+    """
+    looks = kind_of_most(kind, counts, positions)
+    if looks == OPERANDS[kind]:
+        return ""
+    operands = zip(("input", "target"), looks, OPERANDS[kind], strict=True)
+    parts = [
+        f"{operand} looks like {HOLDS[look]}, not {HOLDS[holds]}"
+        for operand, look, holds in operands
+        if look != holds
+    ]
+    kinds = {holds: name for name, holds in OPERANDS.items()}
+    if looks in kinds:
+        remedy = ways[kinds[looks]]
+    else:  # logarithms of probabilities are logits too
+        probs = [
+            name for name, look in zip(("input", "target"), looks, strict=True) if look == PROBS
+        ]
+        logarithm = f"take the logarithm of {probs[0]}, and " if probs else ""
+        swap = "swap them, or " if looks == OPERANDS[kind][::-1] else ""
+        remedy = swap + logarithm + ways["logits" if LOGITS in looks else "log_probs"]
+    return f"{' and '.join(parts)}: if so, {remedy}"
+
+
+def odd_rows(kind: str, counts: Counts, positions: int) -> Iterator[str]:
+    """Say of how many rows it is doubtful that they are data of their kind."""
+    looks = kind_of_most(kind, counts, positions)
+    for operand, holds, look in zip(("input", "target"), OPERANDS[kind], looks, strict=True):
+        constant = counts[f"{operand}_constant"]
+        if constant:
+            yield (
+                f"{_rows(constant, operand)} constant, all classes being equal, as where data were "
+                "never written"
+            )
+        for check, resembled in _RESEMBLES.items():
+            count = counts.get(f"{operand}_{check}", 0)
+            if count and look == holds:
+                yield f"{_rows(count, operand)} probably no {HOLDS[holds]}, but {HOLDS[resembled]}"
+
+
+def negative_mean(mean: float, deviation: float) -> str:
+    """Say that a mean can't be that of divergences, if it is negative; else nothing.
+
+    `deviation` is how far from 1 the probabilities of a row sum, at most.
+    """
+    if not mean < 0:
+        return ""
+    if abs(mean) <= deviation <= ROUNDING:
+        why = f"rows whose probabilities sum to 1 only within {deviation:.1g} explain it"
+    else:
+        why = "input or target is probably of another kind, or they are swapped"
+    return f"the mean divergence is {mean:.4g}, and that of distributions is never negative: {why}"
+
+
+def _rows(count: int, operand: str) -> str:
+    return f"{count:,} row{'s' * (count != 1)} of {operand} {'are' if count != 1 else 'is'}"

@@ -1,0 +1,194 @@
+"""From the arguments of an evaluation to aligned arrays, and what is known of them."""
+
+import math
+from typing import Any, NamedTuple
+
+import dask.array as da
+import numpy as np
+
+from kldiv_dask import graph, labelled
+from kldiv_dask.align import Box, Pair, align, align_small, as_dask, repeated_operands
+from kldiv_dask.evaluation.data import PATHS, Data
+from kldiv_dask.evaluation.run import Grid
+from kldiv_dask.functional.logits import last_axis
+from kldiv_dask.kernels.checks import OPERANDS
+from kldiv_dask.options import resolve_class_axis, resolve_dtype
+from kldiv_dask.statistics.chunks import Plan
+from kldiv_dask.storage import open_array, open_pair
+from kldiv_dask.storage.chunking import Chunks
+
+# The kinds of type that are accepted of arrays by position.
+BY_POSITION = {
+    "where": ("b", "bool"),
+    "groups": ("biuSU", "integers, booleans or strings"),
+    "labels": ("iu", "an integer type"),
+}
+
+
+class Arguments(NamedTuple):
+    """What `evaluate` was given: arrays, or their paths."""
+
+    input: Any
+    target: Any
+    where: Any
+    groups: Any
+    labels: Any
+
+    def opened(
+        self, keys: tuple[str | None, str | None], *, chunks: Chunks, allow_truncated: bool
+    ) -> "Arguments":
+        """Open what is given by its path; beside DataArrays, a string may be a coordinate."""
+        pair = (self.input, self.target)
+        for name, key, operand in zip(("input", "target"), keys, pair, strict=True):
+            if key is not None and not isinstance(operand, PATHS):
+                raise ValueError(f"{name}_key is {key!r}, and {name} is no path")
+        reading: dict[str, Any] = {"chunks": chunks, "allow_truncated": allow_truncated}
+        if all(isinstance(operand, PATHS) for operand in pair):
+            pair = open_pair(*pair, input_key=keys[0], target_key=keys[1], **reading)
+        else:
+            pair = tuple(
+                open_array(operand, key=key, **reading) if isinstance(operand, PATHS) else operand
+                for operand, key in zip(pair, keys, strict=True)
+            )
+        others = {
+            name: labelled.coordinate(name, getattr(self, name), *pair) for name in BY_POSITION
+        }
+        opened = {
+            name: open_array(array) if isinstance(array, PATHS) else array
+            for name, array in others.items()
+        }
+        return Arguments(*pair, **opened)
+
+
+class Operands(NamedTuple):
+    """Aligned arrays, classes last.
+
+    `by_position` has `where`, `groups` and `labels`, None for what there is not. `axis` is that of
+    the classes in the operands, counted from the last; `dims` names the axes of the positions, if
+    they have names; and `repeated` the operand that is repeated along them, if one is.
+    """
+
+    pair: Pair
+    by_position: dict[str, da.Array | None]
+    plan: Plan
+    data: Data
+    axis: int
+    dims: list[str]
+    repeated: list[str]
+
+    def grid(self, box: Box) -> Grid:
+        """Return the pairs of chunks of a box of the positions."""
+        whole = box == tuple((0, size) for size in self.plan.shape)
+        states = graph.states(self.pair, self.by_position, self.plan, None if whole else box)
+        pair = self.pair if whole else self.pair.of_positions(box)
+        return Grid(box, states, pair.chunks[:-1])
+
+    def present(self) -> dict[str, bool]:
+        """Say which arrays by position there are."""
+        return {name: array is not None for name, array in self.by_position.items()}
+
+    def remarks(self) -> dict[str, Any]:
+        """Return what a result says of how it was made, beside its options."""
+        found: dict[str, Any] = {}
+        if self.plan.generalized:
+            found["generalized"] = "sum p log(p / q) - p + q, of rows that do not sum to 1"
+        if self.dims:
+            found |= {"dims": self.dims, "cluster_axis": self.dims[self.plan.cluster_axis]}
+        for name in self.repeated:
+            found["repeated"] = f"{name}, over positions of shape {self.plan.shape}"
+        checked = list(self.data.partly_checked())
+        return found | ({"looked_at": "; ".join(checked)} if checked else {})
+
+    def missing_chunks(self, scheduler: Any) -> list[dict[str, Any]]:
+        """Say of each operand which stored chunks were never written, where positions count."""
+        where = self.by_position["where"]
+        return self.data.missing_chunks(where, self.plan.shape, self.axis, scheduler)
+
+
+def prepare(
+    arguments: Arguments,
+    *,
+    kind: str | None,
+    axis: int,
+    dim: Any,
+    temperature: float,
+    cluster_axis: int | str,
+    wide: bool,
+    stacklevel: int,
+) -> Operands:
+    """Align the arrays, and refuse what does not go together."""
+    data = Data(arguments._asdict())
+    rounded = [
+        name for name, source in data.sources.items() if getattr(source, "is_rounded", False)
+    ]
+    if kind is None:
+        kind = "log_probs" if rounded else "logits"
+    if kind not in OPERANDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, OPERANDS))}, got {kind!r}")
+    given = arguments._asdict()
+    input, target = given.pop("input"), given.pop("target")
+    matched = labelled.match(input, target, given, axis=axis, dim=dim, classes=True)
+    arrays = as_dask(matched.input, matched.target)
+    wide |= resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
+    computed = graph.computed_in(wide, temperature)
+    class_axis = resolve_class_axis(matched.axis, *arrays)
+    moved = [last_axis(class_axis, array) for array in arrays]
+    repeated = repeated_operands(*moved)
+    joined = [a if a.numblocks[-1] == 1 else a.rechunk({a.ndim - 1: -1}) for a in moved]
+    pair = align(joined[0], joined[1], np.dtype(np.float64), stacklevel=stacklevel + 1)
+    shape = tuple(map(sum, pair.chunks[:-1]))
+    if any(np.isnan(shape)):
+        raise ValueError("input and target have unknown chunk sizes; call compute_chunk_sizes()")
+    number = _checked_cluster_axis(cluster_axis, len(shape), matched.dims[:-1])
+    positions = pair.chunks[:-1]
+    by_position = {
+        name: None if array is None else align_small(name, array, positions, *BY_POSITION[name])
+        for name, array in matched.small.items()
+    }
+    tolerances = [
+        getattr(data.sources.get(name), "tolerance", None) or tolerance(array)
+        for name, array in zip(("input", "target"), moved, strict=True)
+    ]
+    if kind != "logits" and temperature != 1:
+        raise ValueError(f"temperature is {temperature} with kind={kind!r}; it is for logits")
+    generalized = bool(rounded) and kind != "logits"
+    plan = Plan(
+        shape, number, kind, temperature, computed, (tolerances[0], tolerances[1]), generalized
+    )
+    return Operands(
+        pair,
+        by_position,
+        plan,
+        data,
+        class_axis,
+        list(map(str, matched.dims[:-1])),
+        repeated,
+    )
+
+
+def tolerance(array: da.Array) -> float:
+    """Return how far from 1 the rounded probabilities of a row, the last axis, may sum.
+
+    With u the largest relative error of rounding to the type, probabilities p are off by p u, and
+    those of log-probabilities by p |log p| u, which adds up to at most u log(classes); twice that
+    is allowed. Below are the errors of who computed them in float32, and in float16 what is
+    flushed to zero.
+    """
+    classes = array.shape[-1]
+    digits = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}[array.dtype.name]
+    rounding = 2 * 2.0**-digits * (1 + math.log(classes))
+    flushed = classes * 2.0**-25 if array.dtype.name == "float16" else 0.0
+    return max(rounding + flushed, 1e-5)
+
+
+def _checked_cluster_axis(axis: Any, ndim: int, dims: labelled.Dims) -> int:
+    if dims and isinstance(axis, str):
+        if axis not in dims:
+            known = ", ".join(map(repr, dims))
+            raise ValueError(f"cluster_axis is {axis!r}; the positions have {known}")
+        return dims.index(axis)
+    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+        raise TypeError(f"cluster_axis is {axis!r}; accepted is an integer")
+    if ndim and not -ndim <= axis < ndim:
+        raise ValueError(f"cluster_axis is {axis}; the positions have {ndim} axes")
+    return int(axis) % max(ndim, 1)

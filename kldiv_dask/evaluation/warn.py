@@ -1,0 +1,57 @@
+"""Warnings of an evaluation: of its arrays, after the first slab, and of its result."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from kldiv_dask.evaluation import doubts
+from kldiv_dask.evaluation.checkpoint import Progress
+from kldiv_dask.evaluation.data import Data
+from kldiv_dask.evaluation.errors import EvaluationWarning
+from kldiv_dask.evaluation.result import Evaluation
+from kldiv_dask.evaluation.wording import missing_chunks
+from kldiv_dask.statistics import state
+
+
+def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> None:
+    """Warn of what is seen before anything is read."""
+    if data.are_same():
+        _warn("input and target are one and the same array, so every divergence is 0")
+    for one in missing:
+        _warn(missing_chunks(one))
+
+
+class EarlyWarning:
+    """Warns after the first slab if nearly all of its rows are of another kind."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._is_first = True
+        self.said = ""
+
+    def __call__(self, progress: Progress) -> None:
+        """Look at the first slab, and not at any other."""
+        if self._is_first and progress.state is not None:
+            counts, positions = _counts(progress.state)
+            self.said = doubts.wrong_kind(self._kind, counts, positions)
+            if self.said:
+                _warn(self.said)
+        self._is_first = False
+
+
+def _counts(found: state.State) -> tuple[Mapping[str, int], int]:
+    everything = state.in_one_group(found)
+    failed = dict(zip(everything.checks.rest, everything.checks.counts[:, 0], strict=True))
+    counts = {name: int(failed.get(number, 0)) for number, name in enumerate(state.CHECKS)}
+    return counts, int(everything.totals.counts[:, 0].sum())
+
+
+def warn_of_result(result: Evaluation, early: EarlyWarning) -> None:
+    """Warn of what makes the numbers of a result doubtful."""
+    for sentence in result.doubts():
+        if sentence != early.said:
+            _warn(sentence)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, EvaluationWarning, stacklevel=4)
