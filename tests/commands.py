@@ -84,7 +84,7 @@ class Terminal:
         self.end, self.stderr = pty.openpty()
         self.text = ""
 
-    def read(self, until="never"):
+    def read(self, until=r"(?!)"):
         """Read up to a pattern, or until nobody has the terminal open any more."""
         while not re.search(until, self.text):
             try:

@@ -8,11 +8,14 @@ import numpy as np
 f4 = np.float32
 
 
-def encode(logits):
-    """Quantise the logits of one position; return its scale, its minimum and its codes."""
+def encode(logits, nats=16):
+    """Quantise the logits of one position; return its scale, its minimum and its codes.
+
+    The floor is 16 nats below the largest, or 24 in ik_llama.cpp.
+    """
     logits = np.asarray(logits, f4)
     largest = logits.max()
-    floor = max(logits.min(), largest - f4(16))
+    floor = max(logits.min(), largest - f4(nats))
     log_sum = f4(np.log(np.exp(logits - largest).sum(dtype=float)))
     scale = (largest - floor) / f4(65535)
     codes = np.zeros(logits.shape, np.uint16)
@@ -22,11 +25,10 @@ def encode(logits):
     return scale, floor - largest - log_sum, codes
 
 
-def row_bytes(logits):
+def row_bytes(scale, minimum, codes):
     """Give the bytes of one row."""
-    scale, minimum, codes = encode(logits)
-    padding = b"\xab\xcd" * (codes.size % 2)  # llama.cpp leaves there what there was
-    return struct.pack("<2f", scale, minimum) + codes.astype("<u2").tobytes() + padding
+    padding = b"\xab\xcd" * (len(codes) % 2)  # llama.cpp leaves there what there was
+    return struct.pack("<2f", scale, minimum) + np.asarray(codes, "<u2").tobytes() + padding
 
 
 def header(n_ctx, n_vocab, n_chunk, order="<"):
@@ -34,7 +36,7 @@ def header(n_ctx, n_vocab, n_chunk, order="<"):
     return b"_logits_" + struct.pack(f"{order}3i", n_ctx, n_vocab, n_chunk)
 
 
-def write(path, logits, tokens):
+def write(path, logits, tokens, nats=16):
     """Write a file.
 
     Parameters
@@ -45,6 +47,8 @@ def write(path, logits, tokens):
         Of shape (n_chunk, n_ctx - 1 - n_ctx // 2, n_vocab).
     tokens : array_like
         Integers of shape (n_chunk, n_ctx).
+    nats : int
+        As of `encode`.
     """
     logits, tokens = np.asarray(logits), np.asarray(tokens)
     n_chunk, n_ctx = tokens.shape
@@ -53,7 +57,7 @@ def write(path, logits, tokens):
         file.write(header(n_ctx, logits.shape[2], n_chunk))
         file.write(tokens.astype("<i4").tobytes())
         for row in logits.reshape(-1, logits.shape[2]):
-            file.write(row_bytes(row))
+            file.write(row_bytes(*encode(row, nats)))
 
 
 def read(path):
@@ -79,7 +83,7 @@ def read(path):
     return chunks, np.reshape(tokens, (n_chunk, n_ctx))
 
 
-def log_probs(path):
+def stored_log_probs(path):
     """Read a file's log-probabilities as llama.cpp does, in float32."""
     return np.array(
         [
@@ -93,13 +97,46 @@ def log_probs(path):
     )
 
 
-def renormalised(path):
-    """Read a file's log-probabilities, renormalised and rounded once."""
+def log_probs(path):
+    """Read a file's log-probabilities so that rows add up to 1, rounded once."""
     with mpmath.workdps(40):
         return np.array([[_normal(*row) for row in rows] for rows in read(path)[0]], f4)
 
 
 def _normal(scale, minimum, codes):
+    if mpmath.isnan(minimum):
+        return [float("nan")] * len(codes)
     values = [mpmath.mpf(scale) * code + mpmath.mpf(minimum) for code in codes]
+    if any(abs(scale * 65535 - nats) < 1e-3 for nats in (16, 24)):
+        values = [v if code else v - mpmath.log(2) for v, code in zip(values, codes, strict=True)]
     log_sum = mpmath.log(mpmath.fsum(map(mpmath.exp, values)))
     return [float(value - log_sum) for value in values]
+
+
+KINDS = "zipf", "heavy", "bulk", "wide", "peaked", "two"
+
+
+def teacher(rng, kind, n):
+    """Make up the logits of one position, some of them far below the largest."""
+    x = np.zeros(n)
+    if kind == "zipf":
+        x = -2 * np.log(np.arange(1, n + 1)) + rng.normal(0, 0.5, n)
+    elif kind == "heavy":
+        x = -1.5 * np.log(np.arange(1, n + 1)) + rng.normal(0, 1, n)
+    else:
+        likely = {"bulk": 200, "wide": 50, "peaked": 30, "two": 0}[kind]
+        x = rng.normal(0, {"bulk": 2.5, "wide": 3.2, "peaked": 2.0, "two": 2.5}[kind], n)
+        x[:likely] += rng.gamma(2, 3, likely)
+        if kind == "peaked":
+            x[0] = x[1:].max() + rng.uniform(2, 9)
+        elif kind == "two":
+            x[0] = x.max() + rng.uniform(4, 7)
+            x[1] = x[0] - rng.uniform(0, 0.5)
+    return rng.permutation(x).astype(f4)
+
+
+def student(rng, logits, error):
+    """Add errors to logits, larger ones to those of less likely classes."""
+    depth = logits.max() - logits
+    noise = rng.normal(0, error, logits.size) * (1 + depth / 16)
+    return (logits + noise + error * rng.normal() * 0.3 * depth / 8).astype(f4)

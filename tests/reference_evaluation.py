@@ -30,8 +30,10 @@ def measure(
     x, t = (np.asarray(a).astype(np.float64).astype(np.longdouble) for a in (input, target))
     x, t = np.broadcast_arrays(x, t)
     with np.errstate(divide="ignore", invalid="ignore"):
-        if kind == "probs":
+        if kind in ("probs", "log_probs_and_probs"):
             t = np.log(t)
+        if kind == "probs":
+            x = np.log(x)
         if kind == "logits":
             x, t = (a / temperature for a in (x, t))
             log_q, log_p = normalised(x), normalised(t)

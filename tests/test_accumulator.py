@@ -26,7 +26,7 @@ from tests.cases import (
 )
 from tests.test_operands import filtered, without_expressions
 
-KINDS = ("probs", "log_probs", "logits")
+KINDS = ("log_probs_and_probs", "log_probs", "logits")
 REDUCED = ("sum", "mean", "batchmean")
 ROWS, CLASSES = 60, 7
 
@@ -37,7 +37,9 @@ def data(kind: str, dtype: str, odd: tuple[int, ...] = ()) -> tuple[Array, Array
     """A pair, in which some rows hold what is not finite, and a mask."""
     rng = np.random.default_rng(KINDS.index(kind))
     x = log_probabilities(rng, (ROWS, CLASSES), np.float64) * 2.0 ** rng.integers(-9, 9, (ROWS, 1))
-    t = (probabilities if kind == "probs" else log_probabilities)(rng, x.shape, np.float64)
+    t = (probabilities if kind == "log_probs_and_probs" else log_probabilities)(
+        rng, x.shape, np.float64
+    )
     for number, row in enumerate(odd):
         x[row, number] = (-np.inf, np.nan, np.inf)[number % 3]
     if kind == "logits":
@@ -219,15 +221,17 @@ def unchanged(
 
 X, T, _ = data("logits", "float32")
 
+KIND = "kind must be one of 'log_probs_and_probs', 'log_probs', 'logits'"
+
 OPTIONS: list[tuple[type[Exception], str, dict[str, Any]]] = [
-    (ValueError, "kind is 'prob'; accepted are 'probs', 'log_probs', 'logits'", {"kind": "prob"}),
-    (ValueError, "kind is None; accepted are 'probs'", {"kind": None}),
+    (ValueError, f"{KIND}, got 'prob'", {"kind": "prob"}),
+    (ValueError, f"{KIND}, got 'probs'; of two arrays of probabilities, give", {"kind": "probs"}),
     *((ValueError, f"reduction is {reduction!r}; accepted are 'mean', 'batchmean', 'sum'",
        {"kind": kind, "reduction": reduction})
       for kind in KINDS for reduction in ("none", "average", None)),
     *((ValueError, f"axis is 0 and temperature is 1.0 with kind={kind!r}; they are for logits",
        {"kind": kind, "axis": 0}) for kind in KINDS[:2]),
-    (ValueError, "axis is -1 and temperature is 2 with kind='probs'; they are for logits",
+    (ValueError, "axis is -1 and temperature is 2 with kind='log_probs_and_probs'; they are for",
      {"temperature": 2}),
     *((TypeError, f"axis is {axis!r}; accepted is an integer", {"kind": "logits", "axis": axis})
       for axis in (1.5, (1,), None)),
@@ -291,7 +295,7 @@ def test_the_first_batch_decides_only_if_it_was_added() -> None:
 
 
 OTHERS: list[tuple[str, dict[str, Any]]] = [
-    ("kind='probs'; accepted is 'logits'", {"kind": "probs"}),
+    ("kind='log_probs_and_probs'; accepted is 'logits'", {"kind": "log_probs_and_probs"}),
     ("axis=0; accepted is -1", {"axis": 0}),
     ("temperature=2.0; accepted is 1.0", {"temperature": 2}),
     ("dtype='float32'; accepted is None", {"dtype": "f4"}),
@@ -356,8 +360,8 @@ def replaced(index: int, number: Any) -> list[Any]:
 
 STATES: list[tuple[type[Exception], str, Any]] = [
     *((ValueError, "the state", {k: v for k, v in STATE.items() if k != name}) for name in STATE),
-    *((ValueError, f"the state is of version {version!r}; accepted is 1",
-       {**STATE, "version": version}) for version in (0, 2, "1", None)),
+    *((ValueError, f"the state must be of version 2, got {version!r}",
+       {**STATE, "version": version}) for version in (0, 1, "2", None)),
     *((ValueError, PARTIAL, {**STATE, "partial": numbers}) for numbers in (
         None, {}, "0" * partial.SIZE, [], NUMBERS[1:], [*NUMBERS, 0], list(map(float, NUMBERS)),
         list(map(str, NUMBERS)), *(replaced(3, n) for n in (0.0, True, None, "0", 2**63, -(2**64))),
@@ -401,7 +405,9 @@ def test_a_state_is_a_copy() -> None:
 
 def test_repr() -> None:
     assert repr(KLDivergence("logits")) == "KLDivergence('logits', reduction='mean')"
-    assert repr(filled("probs", reduction="sum")) == "KLDivergence('probs', reduction='sum')"
+    assert (
+        repr(filled("log_probs", reduction="sum")) == "KLDivergence('log_probs', reduction='sum')"
+    )
 
 
 def test_warnings_point_at_the_caller() -> None:
@@ -413,8 +419,8 @@ def test_warnings_point_at_the_caller() -> None:
     calls: list[tuple[Callable[[], Any], list[str]]] = [
         (lambda: KLDivergence(), [mean]),
         (lambda: KLDivergence("log_probs"), [mean]),
-        (lambda: KLDivergence("probs", reduction="elementwise_mean"), [old]),
-        (lambda: KLDivergence("probs", reduction="batchmean"), []),
+        (lambda: KLDivergence("log_probs_and_probs", reduction="elementwise_mean"), [old]),
+        (lambda: KLDivergence("log_probs_and_probs", reduction="batchmean"), []),
         (lambda: KLDivergence("logits"), []),
         (lambda: probs.update(*lazy), [chunks]),
         (lambda: logits.update(*lazy), [chunks]),

@@ -32,13 +32,14 @@ HOUSE = {
         "cluster evaluation functional options storage workers", "click", on_use="distributed numpy"
     ),
     "workers": Room("", "distributed"),
-    "cluster": Room("", on_use="dask distributed"),
+    "cluster": Room("versions", on_use="dask distributed"),
     "evaluation": Room(
-        "functional labelled graph statistics align partial options storage config kernels",
+        "functional labelled graph statistics align partial options storage config versions "
+        "kernels",
         "dask numpy",
         on_use="matplotlib",
     ),
-    "functional": Room("labelled graph align partial options kernels", "dask numpy"),
+    "functional": Room("labelled graph align partial options versions kernels", "dask numpy"),
     "labelled": Room("align options", "dask numpy", on_use="xarray"),
     "graph": Room("align statistics partial options config kernels", "dask numpy"),
     "statistics": Room("partial kernels", "numpy"),
@@ -48,6 +49,7 @@ HOUSE = {
     "options": Room("", "numpy", on_use="ml_dtypes"),
     "storage": Room("config", "dask numpy", on_use="fsspec h5py ml_dtypes safetensors zarr"),
     "config": Room("", "dask"),
+    "versions": Room(""),
 }
 
 # Of a room below, a room may know one thing only.

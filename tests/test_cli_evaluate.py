@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from scipy import special
 
 from kldiv_dask import Evaluation, evaluate
 from tests import commands
@@ -27,7 +28,7 @@ def folder(tmp_path, monkeypatch):
     """A current directory with a pair of arrays, as files and in a group, and what goes along."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    x, t = rng.normal(size=(2, 12, 5, 7)).astype("f4")
+    x, t = special.log_softmax(rng.normal(size=(2, 12, 5, 7)), axis=-1).astype("f4")
     small = {"labels": rng.integers(7, size=(12, 5)), "where": rng.random((12, 5)) < 0.8}
     for name, array in {"x": x, "t": t, "groups": np.arange(12)[:, None] % 3, **small}.items():
         np.save(f"{name}.npy", array)
@@ -47,8 +48,8 @@ def on(client):
 def long():
     """A pair of arrays of a few hundred chunks."""
     rng = np.random.default_rng(0)
-    array = zarr.create_array("long.zarr", shape=(ROWS, 4), chunks=(1, 4), dtype="f4")
-    array[:8] = rng.normal(size=(8, 4))
+    values = rng.normal(size=(ROWS, 4)).astype("f4")
+    zarr.create_array("long.zarr", data=values, chunks=(1, 4))
     np.save("long.npy", rng.normal(size=(ROWS, 4)).astype("f4"))
     return "long.npy", "long.zarr", "--chunks", "3,4"
 
@@ -121,14 +122,20 @@ def test_arrays_in_one_group_and_a_checkpoint_of_them(client, on, capsys):
     provenance = strict("out/a.json")["provenance"]
     assert (provenance["input"], provenance["target"]) == ("both.zarr:deep/x", "both.zarr:t")
     arguments[arguments.index("deep/x")] = "t"
-    code, out, (line,) = call(capsys, *arguments, *on)
+    code, out, (warning, line) = call(capsys, *arguments, *on)
     assert (code, out) == (2, "")
+    assert (
+        warning == "warning: input and target are one and the same array, so every divergence is 0"
+    )
     assert line.startswith("Error: checkpoint ")
-    assert "is of another run: input was" in line
+    assert re.search(
+        "is of another run: input: it is .*both.zarr:t, it was .*both.zarr:deep/x", line
+    )
+    assert "--adopt compares some of them and goes on; --no-resume starts over" in line
 
 
 def test_ctrl_c_and_on_from_there(client, on, long, capsys):
-    """What was done is not done again: by then, a chunk of it can't be read any more."""
+    """What was done is not done again."""
     arguments = *long, "--checkpoint", "out/run.ckpt", "--json", "out/a.json"
     expected = evaluate(*long[:2], chunks=(3, 4), progress=False, scheduler=client)
     command = "kldiv-dask", "evaluate", *arguments, "--checkpoint-interval", "0", *on
@@ -144,11 +151,46 @@ def test_ctrl_c_and_on_from_there(client, on, long, capsys):
     )
     assert re.search(r"\d%, [\d,]+ positions/s, .* left, mean .* nats", text)
     assert os.listdir("out") == ["run.ckpt"]
-    Path("long.zarr/c/0/0").write_bytes(b"damaged")
     code, out, err = call(capsys, *arguments, *on)
     assert (code, err) == (0, [])
     assert out
     assert numbers(strict("out/a.json")) == numbers(expected)
+    found = re.fullmatch(r"(\d+) of 900 positions: .*run.ckpt", provenance()["taken_over"])
+    assert 0 < int(found[1]) < 900
+    code, out, err = call(capsys, *arguments, *on)
+    assert (code, err) == (0, [])
+    assert "  from the checkpoint: all positions, nothing was read: " in out
+    assert provenance()["taken_over"].startswith("all positions, nothing was read")
+
+
+def provenance():
+    return strict("out/a.json")["provenance"]
+
+
+def test_adopting_a_checkpoint(client, on, long, capsys):
+    """Of files that were touched, it is taken over once some of it has been compared."""
+    arguments = *long, "--checkpoint", "out/run.ckpt", "--json", "out/a.json", *on
+    assert call(capsys, *arguments)[0] == 0
+    expected = numbers(strict("out/a.json"))
+    os.utime("long.npy", ns=(0, 10**18))
+    code, _, (line,) = call(capsys, *arguments)
+    assert code == 2
+    assert re.search(r"input: .*long.npy has changed: .*written 2001-09-09T01:46:40Z", line)
+    code, _, err = call(capsys, *arguments, "--adopt")
+    assert (code, err) == (0, [])
+    assert numbers(strict("out/a.json")) == expected
+    assert call(capsys, *arguments)[0] == 0
+    values = np.load("long.npy")
+    values[0, 0] += 1
+    np.save("long.npy", values)
+    code, _, (line,) = call(capsys, *arguments, "--adopt")
+    assert code == 2
+    assert "is of other data: positions [0:" in line
+    code, _, err = call(capsys, *arguments, "--adopt", "--no-resume")
+    assert (code, err[-1]) == (
+        2,
+        "Error: --adopt goes on from the checkpoint, --no-resume does not",
+    )
 
 
 def test_a_failure_names_the_positions_and_how_to_go_on(on, long, capsys):
@@ -210,7 +252,7 @@ def test_bad_input_is_one_line_before_any_cluster(capsys, arguments, message):
     ("arguments", "message"),
     [
         (["--temperature", "0"], "temperature is 0.0; accepted is a positive finite"),
-        (["--kind", "probs", "--temperature", "2"], "it is for logits"),
+        (["--kind", "log_probs_and_probs", "--temperature", "2"], "it is for logits"),
         (["--cluster-axis", "2"], "cluster_axis is 2; the positions have 2 axes"),
         (["--where", "labels.npy"], "where is of dtype int64; accepted is bool"),
         (["--checkpoint", "x.txt"], "x.txt is no checkpoint of kldiv-dask"),

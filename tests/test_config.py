@@ -36,6 +36,7 @@ DEFAULTS = dict(leaves(yaml.safe_load(TEXT)["kldiv"]))
 READERS = {
     "chunk-size": config.size,
     "retry-pauses": config.pauses,
+    "files-checked": config.count,
     "split-every": config.count,
     "graph-size": config.count,
     "slab-size": config.count,
@@ -65,6 +66,7 @@ def test_the_defaults_are_in_force_and_mean_something():
     assert {key: read(key) for key, read in READERS.items()} == {
         "chunk-size": 2**27,
         "retry-pauses": [0.5, 2.0],
+        "files-checked": 10_000,
         "split-every": 32,
         "graph-size": 100_000,
         "slab-size": 50_000,
@@ -114,7 +116,7 @@ REFUSED = [
     *(("retry-pauses", value, PAUSES) for value in [*NONSENSE, 2, "1 s", [1, "abc"], [-1], [True]]),
     *(
         (key, value, "a whole number from 1 on")
-        for key in ("graph-size", "slab-size", "evaluate.pairs-per-thread")
+        for key in ("files-checked", "graph-size", "slab-size", "evaluate.pairs-per-thread")
         for value in ("abc", "8", None, True, 0, -1, 2.0)
     ),
 ]
@@ -183,8 +185,8 @@ def test_sizes_of_graphs_are_checked_when_they_count(key):
 def test_slabs_of_evaluations(each, most, wanted):
     options = {"resume": False, "interval": None, "skip": False, "scheduler": "sync"}
     with dask.config.set({"kldiv.evaluate.pairs-per-thread": each, "kldiv.slab-size": most}):
-        run = Run(da.zeros(9, chunks=1), [], {}, None, **options)
-    assert run.progress.slab == wanted
+        run = Run((0,), lambda box: None, None, {}, dict, **options)
+    assert run.slab == wanted
 
 
 @pytest.mark.parametrize(
@@ -199,12 +201,12 @@ def test_checkpoint_interval(tmp_path, configured, given, early):
         seen.append(path.exists())
         return block
 
-    x = da.zeros((2, 3), chunks=(1, 3))
+    x, t = (da.from_array(np.array([[0, 1, i], [1, 2, 0]]) + 0.5, chunks=(1, 3)) for i in range(2))
     settings = {"checkpoint-interval": configured, "pairs-per-thread": 1}
     with dask.config.set({"kldiv.evaluate": settings, "kldiv.slab-size": 1}):
         watched = x.map_blocks(look, dtype=x.dtype, meta=np.empty((0, 0)))
         options = {"progress": False, "scheduler": "sync", "checkpoint": path}
-        evaluate(watched, x, checkpoint_interval=given, **options)
+        evaluate(watched, t, checkpoint_interval=given, **options)
     assert (seen, path.exists()) == ([False, early], True)
 
 

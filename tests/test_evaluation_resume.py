@@ -1,6 +1,8 @@
 """Evaluations that are interrupted, whenever that is, end as if they had not been."""
 
 import contextlib
+import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 
 from kldiv_dask import Evaluation, EvaluationError, EvaluationWarning, evaluate
 from kldiv_dask.evaluation import checkpoint
+from kldiv_dask.evaluation.errors import CheckpointError
 from tests.stores import chunk_files, write
 from tests.test_evaluation import same_bits
 
@@ -52,6 +55,11 @@ def go(path=None, *, before=lambda: None, chunks=1, **options):
 def load(path):
     """Read a checkpoint, whatever run it is of; ValueError if it is damaged."""
     return checkpoint.loads(path.read_bytes(), str(path))
+
+
+def positions_of(header):
+    """Count the positions that a checkpoint has done."""
+    return sum(math.prod(stop - start for start, stop in box) for box in header["done"])
 
 
 @pytest.fixture(autouse=True)
@@ -126,9 +134,10 @@ def endure(folder, undisturbed, interruptions, monkeypatch):
             times += 1
             if path.exists():
                 header, state = load(path)
-                assert header["done"] >= done
-                assert (state is None) == (header["done"] == 0)
-                done = header["done"]
+                now = positions_of(header)
+                assert now >= done
+                assert (state is None) == (now == 0)
+                done = now
         same_bits(result.state, undisturbed)
         met += times
         again += times > 1
@@ -147,20 +156,34 @@ def test_many_exceptions(tmp_path, undisturbed, monkeypatch):
 
 # Killed processes
 
+LONG = np.random.default_rng(2).normal(size=(2, 40, 3, 5))
+
+
+def go_on(path=None, chunks=(1, 3), scheduler="sync"):
+    """Evaluate 40 rows, or what is left of them, in some chunks."""
+    pair = [
+        da.from_array(Rows(values), chunks=(*chunks, 5), name=name)
+        for values, name in zip(LONG, ("student-long", "teacher-long"), strict=True)
+    ]
+    options = {"checkpoint_interval": 0, "progress": False, "scheduler": scheduler}
+    return evaluate(*pair, groups=np.arange(40)[:, None] // 9, checkpoint=path, **options)
+
+
 # Imports and compiles once, and forks a process for each run.
 SERVER = """
-import os, sys
+import json, os, sys
 import dask
-from tests.test_evaluation_resume import go
+from tests.test_evaluation_resume import go_on
 
 dask.config.set({"kldiv.evaluate.pairs-per-thread": 1})
-go()
+go_on()
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
         print(os.getpid(), flush=True)
-        go(line.strip()).save(line.strip() + ".result")
+        path, *options = json.loads(line)
+        go_on(path, *options).save(path + ".result")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     print(status, flush=True)
@@ -175,9 +198,9 @@ def server():
     with subprocess.Popen(command, cwd=root, text=True, **pipes) as process:
         assert process.stdout.readline() == "ready\n"
 
-        def run(path, seconds=None):
+        def run(path, *options, seconds=None):
             """Run, kill the run after so many seconds, and return how it ended."""
-            process.stdin.write(f"{path}\n")
+            process.stdin.write(json.dumps([str(path), *options]) + "\n")
             process.stdin.flush()
             child = int(process.stdout.readline())
             if seconds is not None:
@@ -190,7 +213,9 @@ def server():
         process.stdin.close()
 
 
-def kill_often(folder, undisturbed, kills):
+def kill_often(folder, kills):
+    """Kill runs of 40 slabs, which others go on with in other chunks, threads or processes."""
+    undisturbed = go_on().state
     r = np.random.default_rng(SEED)
     killed = runs = resumed = 0
     with server() as start:
@@ -200,27 +225,56 @@ def kill_often(folder, undisturbed, kills):
         while killed < kills:
             path = folder / f"run{runs}"
             runs += 1
-            while status := start(path, r.uniform(0, length)):
+            options = (1, 3), "sync"
+            while status := start(path, *options, seconds=r.uniform(0, length)):
                 assert os.WTERMSIG(status) == signal.SIGKILL
                 killed += 1
+                chunks = r.integers(1, [4, 4]).tolist()
+                options = chunks, str(r.choice(["sync", "threads"]))
                 # What was being written, at most.
                 left = [file for file in folder.iterdir() if file.name.startswith(".")]
                 assert len(left) <= 1
                 for file in left:
                     file.unlink()
                 if path.exists():
-                    resumed += load(path)[0]["done"] > 0
+                    resumed += positions_of(load(path)[0]) > 0
             same_bits(Evaluation.load(f"{path}.result").state, undisturbed)
     assert resumed > kills / 4
 
 
-def test_killed_processes(tmp_path, undisturbed):
-    kill_often(tmp_path, undisturbed, 5)
+def test_killed_processes(tmp_path):
+    kill_often(tmp_path, 5)
 
 
 @pytest.mark.slow
-def test_many_killed_processes(tmp_path, undisturbed):
-    kill_often(tmp_path, undisturbed, 50)
+def test_many_killed_processes(tmp_path):
+    kill_often(tmp_path, 200)
+
+
+CUTS = [(1, 3), (2, 2), (3, 1), (40, 3), (7, 2)]
+
+
+def test_going_on_in_other_chunks(tmp_path, client):
+    """On threads, and on a cluster, which gets what it is given; boxes that are done stay so."""
+    whole = go_on().state
+    for number, chunks in enumerate(CUTS):
+        path, done = tmp_path / f"run{number}", 0
+        for other in CUTS:
+            fail = Countdown(5, OSError("gone"))
+            pair = [
+                da.from_array(Rows(LONG[i], before), chunks=(*other, 5), name=f"{name}-long")
+                for i, (name, before) in enumerate((("student", fail), ("teacher", lambda: None)))
+            ]
+            groups = np.arange(40)[:, None] // 9
+            options = {"checkpoint": path, "progress": False, "scheduler": "sync"}
+            with contextlib.suppress(EvaluationError):
+                evaluate(*pair, groups=groups, **options)
+            now = positions_of(load(path)[0])
+            assert now >= done
+            done = now
+        result = go_on(path, chunks, ["sync", "threads", client][number % 3])
+        same_bits(result.state, whole)
+        assert load(path)[0]["done"] == [[[0, 40], [0, 3]]]
 
 
 # Checkpoints that don't fit
@@ -236,7 +290,10 @@ DAMAGES = {
     "longer": (lambda content: content + b"\0", "is damaged: its content does not have the digest"),
     "foreign": (lambda content: b"\x93NUMPY\1\0" + content, "is no checkpoint of kldiv-dask"),
     "empty": (lambda content: b"", "is no checkpoint of kldiv-dask"),
-    "newer": (lambda content: content.replace(b"point 1 ", b"point 2 ", 1), "is of version 2; acc"),
+    "newer": (
+        lambda content: content.replace(b"point 2 ", b"point 9 ", 1),
+        "has layout 9, which anoth",
+    ),
 }
 
 
@@ -245,7 +302,7 @@ def half(tmp_path):
     """The checkpoint of a run that failed half way."""
     with pytest.raises(EvaluationError):
         go(tmp_path / "half", before=Countdown(13, OSError("no such row")))
-    assert 0 < load(tmp_path / "half")[0]["done"] < 24
+    assert 0 < positions_of(load(tmp_path / "half")[0]) < 24 * 3
     return tmp_path / "half"
 
 
@@ -266,7 +323,7 @@ def test_every_flipped_bit_of_the_first_line(half):
         for bit in range(8):
             damaged = bytearray(content)
             damaged[place] ^= 1 << bit
-            with pytest.raises(ValueError, match=r"^half is (no checkpoint|damaged|of version)"):
+            with pytest.raises(ValueError, match=r"^half (is no checkpoint|is damaged|has layout)"):
                 checkpoint.loads(bytes(damaged), "half")
 
 
@@ -278,9 +335,21 @@ CHANGES = {
     "kind": {"kind": "log_probs"},
     "cluster_axis": {"cluster_axis": 1},
     "computed_in": {},
-    "chunks": {"chunks": 2, "labels": None, "groups": None},
     "input": {},
     "target": {},
+}
+
+
+WAS = " was .*, now it is"
+OTHER = (
+    " is another ndarray of .*, or has other contents; if the data were only moved, .*resume='ad"
+)
+CHANGED = {
+    "labels": OTHER,
+    "input": OTHER,
+    "target": OTHER,
+    "groups": ": there is none now",
+    "where": ": there was none, now there is",
 }
 
 
@@ -297,14 +366,15 @@ def test_checkpoints_of_other_runs(tmp_path, name):
             evaluate(**pair | options, **given)
 
     else:
-        same = {key: None for key in ("labels", "groups") if name == "chunks"}
-        go(path, **same)
+        go(path)
 
         def other():
             go(path, **CHANGES[name])
 
     content = path.read_bytes()
-    with pytest.raises(ValueError, match=f"{path} is of another run: {name} was .*, now it is"):
+    with pytest.raises(
+        ValueError, match=f"{path} is of another run: {name}{CHANGED.get(name, WAS)}"
+    ):
         other()
     assert path.read_bytes() == content
 
@@ -370,10 +440,12 @@ def test_chunks_that_fail(stored, tmp_path):
         ):
             evaluate(*paths, **options)
         header, _ = load(tmp_path / "run")
-        assert header["done"] <= 2
+        assert positions_of(header) <= 24
     file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"input: .*student\.zarr has changed: .*c/2/0/0"):
+        evaluate(*paths, **options)
     whole = evaluate(*VALUES, progress=False, scheduler="sync")
-    same_bits(evaluate(*paths, **options).state, whole.state)
+    same_bits(evaluate(*paths, resume="adopt", **options).state, whole.state)
 
 
 def test_nothing_can_be_read(stored):

@@ -192,6 +192,7 @@ def test_compare_with_itself():
 @pytest.mark.parametrize("name", ["cluster_axis", "temperature", "kind", "shape"])
 def test_compare_refuses(name):
     student, teacher = logits((20, 4))
+    student, teacher = (special.log_softmax(a, axis=-1) for a in (student, teacher))
     options = {"cluster_axis": 1, "temperature": 2.0, "kind": "log_probs"}
     other = {name: options[name]} if name in options else {}
     rows = 20 if other else 19
@@ -200,26 +201,62 @@ def test_compare_refuses(name):
         compare(first, second)
 
 
-def test_compare_refuses_other_files(tmp_path):
+def test_compare_knows_targets_by_what_is_in_them(tmp_path):
+    """A copy is the same target, in whatever chunks; other numbers, or another order, are not."""
     student, teacher = logits((20, 4))
-    paths = [tmp_path / f"{name}.npy" for name in ("student", "one", "two")]
-    for path, values in zip(paths, (student, teacher, teacher + 1), strict=True):
+    paths = [tmp_path / f"{name}.npy" for name in ("one", "copy", "other", "order")]
+    for path, values in zip(paths, (teacher, teacher, teacher + 1, teacher[::-1]), strict=True):
         np.save(path, values)
-    first, *others = (run(paths[0], paths[i]) for i in (1, 1, 2))
-    assert compare(first, others[0]).p_value == 1.0
-    with pytest.raises(ValueError, match="a and b differ in target, which is"):
-        compare(first, others[1])
+    first, *others = (run(student, path) for path in paths)
+    for same in others[0], run(student, da.from_array(teacher, chunks=(3, 2, 6))):
+        assert compare(first, same).p_value == 1.0
+    for other in others[1:]:
+        with pytest.raises(ValueError, match="must be of the same target, got contents with the"):
+            compare(first, other)
 
 
-@pytest.mark.parametrize("excluded", [([3], []), ([3], [5])])
+def test_compare_after_merging_other_pieces():
+    _, teacher = logits((60, 8))
+    students = [teacher + 0.3 * rng(1, i).normal(size=teacher.shape) for i in range(2)]
+    wholes = [run(student, teacher) for student in students]
+    cuts = [(10, 40), (33,)]
+    merged = []
+    for student, cut in zip(students, cuts, strict=True):
+        rows = [slice(a, b) for a, b in zip((0, *cut), (*cut, 60), strict=True)]
+        parts = [run(student[part], teacher[part]) for part in rows]
+        merged.append(parts[0].merge(*parts[1:]))
+    expected = compare(*wholes)
+    assert compare(*merged) == compare(merged[0], wholes[1]) == expected
+    assert merged[0].fingerprints == wholes[0].fingerprints
+
+
+def test_compare_after_merging_many_sequences():
+    """Beyond 1024 sequences, their runs may be of other lengths than those of the whole."""
+    student, teacher = logits((1500, 1), classes=3)
+    whole = run(student, teacher)
+    halves = [run(student[rows], teacher[rows]) for rows in (slice(900), slice(900, None))]
+    merged = halves[0].merge(halves[1])
+    assert (whole.clustering["each"], merged.clustering["each"]) == (2, 1)
+    near(compare(merged, whole).difference, 0.0)
+    assert compare(merged, whole).clusters == 750
+    odd = [run(student[rows], teacher[rows]) for rows in (slice(1301), slice(1301, None))]
+    odd = odd[0].merge(odd[1])
+    assert odd.clustering["each"] is None
+    assert "runs of neighboring sequences" in str(odd)
+    with pytest.raises(ValueError, match="must have their sequences in the same clusters"):
+        compare(odd, whole)
+
+
+# The last masks have as many positions in each sequence.
+@pytest.mark.parametrize("excluded", [([3], []), ([3], [5]), (np.s_[:, 1], np.s_[:, 2])])
 def test_compare_refuses_other_positions(excluded):
     student, teacher = logits((20, 4))
     runs = []
     for rows in excluded:
-        where = np.ones((20, 1), bool)
+        where = np.ones((20, 4), bool)
         where[rows] = False
         runs.append(run(student, teacher, where=where))
-    with pytest.raises(ValueError, match="different numbers of positions in their sequences"):
+    with pytest.raises(ValueError, match="must be of the same positions, got others: their masks"):
         compare(*runs)
 
 

@@ -298,7 +298,7 @@ def test_plain_results():
     loss = KLDivLoss(reduction="none")
     assert loss(x, t).dims == x.dims
     same_bits(loss(x, t).data, loss(X, T))
-    for kind, mask in (("probs", MASK[..., None]), ("logits", MASK)):
+    for kind, mask in (("log_probs_and_probs", MASK[..., None]), ("logits", MASK)):
         by_name, by_position = KLDivergence(kind), KLDivergence(kind)
         by_name.update(x, t.transpose("token", "doc", "class"), where)
         by_position.update(X, T, mask)

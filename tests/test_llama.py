@@ -1,18 +1,25 @@
 """Base files of llama.cpp: what is read, and which files are refused."""
 
+import itertools
+import math
 import os
 import pickle
+import re
+import shutil
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pytest
 
-from kldiv_dask import kl_div
+from kldiv_dask import kl_div, kl_div_with_logits
 from kldiv_dask.storage import ChunkReadError, llama, open_array, open_pair
 from tests import llama_base
 from tests.stores import date_later
 
 RNG = np.random.default_rng(7)
+REAL = Path(__file__).parent / "data" / "llama"
+KEYS = ["log_probs", "stored_log_probs"]
 SHAPES = [(2, 9, 6), (3, 8, 7), (1, 3, 1), (1, 4, 2), (2, 17, 300)]  # n_chunk, n_ctx, n_vocab
 
 
@@ -33,21 +40,34 @@ def bits(x):
     return x.dtype, x.shape, x.tobytes()
 
 
+def kl(log_q, log_p):
+    """Divergence of each row, in float64."""
+    log_q, log_p = (np.asarray(x, float) for x in (log_q, log_p))
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
 # What is read
 
 
 @pytest.mark.parametrize("chunks", [None, "64 B", (1, 2, -1), (2, 1, 3), 1])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_probs(tmp_path, shape, chunks):
+@pytest.mark.parametrize("key", [None, *KEYS])
+def test_log_probs(tmp_path, shape, chunks, key):
     path = make(tmp_path / "base", *shape)
-    wanted, tokens = llama_base.log_probs(path), llama_base.read(path)[1]
+    wanted = getattr(llama_base, key or "log_probs")(path)
     n_chunk, n_ctx, n_vocab = shape
     assert wanted.shape == (n_chunk, n_ctx - 1 - n_ctx // 2, n_vocab)
-    x = open_array(path, chunks=chunks if n_vocab < 100 else None)
+    x = open_array(path, key=key, chunks=chunks if n_vocab < 100 else None)
     assert x.dtype == np.float32
     for scheduler in "sync", "threads":
         assert bits(x.compute(scheduler=scheduler)) == bits(wanted)
+    tokens = llama_base.read(path)[1]
     assert np.array_equal(open_array(path, key="tokens").compute(), tokens)
+
+
+def test_keys_name_different_arrays(path):
+    names = [open_array(path, key=key).name for key in KEYS]
+    assert names[0] == open_array(path).name != names[1]
 
 
 def test_quantised_as_llama_does(tmp_path):
@@ -58,7 +78,7 @@ def test_quantised_as_llama_does(tmp_path):
     exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     largest = exact.max(-1, keepdims=True)
     assert (exact < largest - 16).any()
-    found = open_array(path).compute()
+    found = open_array(path, key="stored_log_probs").compute()
     assert np.abs(found - np.maximum(exact, largest - 16)).max() < 0.51 * 16 / 65535
     assert np.allclose(found.min(-1, keepdims=True), largest - 16, atol=1e-5)
 
@@ -76,49 +96,74 @@ def test_rows_predict_the_tokens_of_the_second_half(tmp_path, n_ctx):
     assert labels.compute()[:, -1].tolist() == tokens[:, -1].tolist()
 
 
-@pytest.mark.parametrize("chunks", [None, (1, 2, -1), (2, 1, 3), 1])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_renormalised(tmp_path, shape, chunks):
-    path = make(tmp_path / "base", *shape)
-    x = open_array(path, chunks=chunks if shape[-1] < 100 else None, renormalise=True)
-    assert x.dtype == np.float32
-    for scheduler in "sync", "threads":
-        assert bits(x.compute(scheduler=scheduler)) == bits(llama_base.renormalised(path))
-    assert x.name != open_array(path).name
-
-
-def test_renormalising_makes_rows_add_up(tmp_path):
-    path = make(tmp_path / "base", 1, 9, 4000, spread=8.0)
-    sums = [
-        np.exp(open_array(path, renormalise=on).astype(float)).sum(axis=-1).compute()
-        for on in (False, True)
-    ]
+@pytest.mark.parametrize("nats", [16, 24])
+def test_rows_add_up(tmp_path, nats):
+    path = tmp_path / "base"
+    logits = RNG.standard_normal((1, 4, 4000)) * 8
+    logits[0, 3] /= 8
+    llama_base.write(path, logits, np.zeros((1, 9)), nats)
+    sums, tolerances = {}, {}
+    for key in KEYS:
+        x = open_array(path, key=key).compute().astype(float)
+        sums[key] = np.exp(x).sum(-1)[0]
+        tolerances[key] = llama.open_source(str(path), key).tolerance
+        assert np.abs(sums[key] - 1).max() < tolerances[key]
+    assert tolerances["log_probs"] < 1e-6
+    assert 1e-4 < tolerances["stored_log_probs"] < 1e-3
     # Far from the largest, thousands of classes are raised to the floor.
-    assert np.abs(sums[0] - 1).min() > 1e-5
-    assert np.abs(sums[1] - 1).max() < 1e-6
+    assert (sums["stored_log_probs"][:3] > 1 + 1e-5).all() == (nats == 16)
+    assert np.abs(sums["stored_log_probs"] - 1).max() > tolerances["log_probs"]
 
 
-@pytest.mark.parametrize("renormalise", [False, True])
-def test_flat_and_extreme_rows(tmp_path, renormalise):
-    logits = np.zeros((1, 4, 5))
+@pytest.mark.parametrize("nats", [16, 24])
+def test_half_of_the_floor(tmp_path, nats):
+    """What is raised to the floor has half its probability; the rest keep their ratios."""
+    path = tmp_path / "base"
+    logits = RNG.standard_normal((1, 4, 4000)) * 8
+    logits[0, 3] /= 8  # a row above the floor
+    llama_base.write(path, logits, np.zeros((1, 9)), nats)
+    found, stored = (open_array(path, key=key).compute()[0].astype(float) for key in KEYS)
+    shift = (stored - stored.max(-1, keepdims=True)) - (found - found.max(-1, keepdims=True))
+    raised = stored == stored.min(-1, keepdims=True)
+    raised[3] = False
+    assert raised[:3].sum(-1).min() > 50
+    assert np.abs(shift - np.where(raised, np.log(2), 0)).max() < 1e-5
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_flat_and_extreme_rows(tmp_path, key):
+    logits = np.zeros((1, 5, 5))
     logits[0, 1, 2] = np.inf
     logits[0, 2, 3] = 1e6
     logits[0, 3] = [0, 0, -1e-6, -3, -np.inf]
+    logits[0, 4] = np.nan
     with np.errstate(invalid="ignore"):
-        llama_base.write(tmp_path / "base", logits, np.zeros((1, 9)))
-    x = open_array(tmp_path / "base", renormalise=renormalise).compute()[0]
+        llama_base.write(tmp_path / "base", logits, np.zeros((1, 11)))
+    x = open_array(tmp_path / "base", key=key).compute()[0]
+    floor = -16 - math.log(2) * (key == "log_probs")
     assert np.allclose(x[0], -np.log(5))
     assert np.isnan(x[1]).all()
     assert x[2].argmax() == 3
-    assert np.allclose(x[2] - x[2].max(), [-16, -16, -16, 0, -16])
-    assert np.array_equal(np.isnan(x).any(-1), [False, True, False, False])
+    assert np.allclose(x[2] - x[2].max(), [floor, floor, floor, 0, floor])
+    assert np.array_equal(np.isnan(x).any(-1), [False, True, False, False, True])
     assert x[3, 4] == x[3].min()
 
 
-@pytest.mark.parametrize("renormalise", [False, True])
-def test_indexing_the_opened_array(path, renormalise):
-    x = open_array(path, chunks=(2, 2, 3), renormalise=renormalise)
-    wanted = llama_base.renormalised(path) if renormalise else llama_base.log_probs(path)
+@pytest.mark.parametrize("key", KEYS)
+def test_a_row_with_one_nan(path, key):
+    """llama.cpp takes the extremes of the other logits, and the logarithm of the sum is NaN."""
+    scale, _, codes = llama_base.encode(RNG.standard_normal(7))
+    replace_row(path, scale, np.nan, codes)
+    x = open_array(path, key=key).compute()
+    wanted = np.zeros(x.shape, bool)
+    wanted[1, 2] = True
+    assert np.array_equal(np.isnan(x), wanted)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_indexing_the_opened_array(path, key):
+    x = open_array(path, chunks=(2, 2, 3), key=key)
+    wanted = getattr(llama_base, key)(path)
     for index in (
         np.s_[1:3, 1, 2:6:2],
         np.s_[0],
@@ -127,8 +172,8 @@ def test_indexing_the_opened_array(path, renormalise):
         np.s_[::-1, :, 1:],
     ):
         assert np.array_equal(x[index].compute(), wanted[index])
-    source = llama.open_source(str(path), None)
-    assert np.array_equal(source[1:3, 1, 4], llama_base.log_probs(path)[1:3, 1, 4])
+    source = llama.open_source(str(path), key)
+    assert np.array_equal(source[1:3, 1, 4], wanted[1:3, 1, 4])
 
 
 def test_whole_rows_by_default(tmp_path):
@@ -144,31 +189,31 @@ def test_whole_rows_by_default(tmp_path):
     assert x.chunks[2] == (n_vocab,)
     assert 64e6 < max(x.chunks[1]) * n_vocab * 4 <= 2**27
     assert open_array(path, chunks="1 kB").chunks[2] == (n_vocab,)
-    with pytest.raises(ChunkReadError, match="a row was never written"):
+    with pytest.raises(ChunkReadError, match=r"row \[99, \d+\] was never written"):
         x[-1, -1].compute()
 
 
 def test_pair_with_another_format(path, tmp_path):
-    base = llama_base.renormalised(path)
+    base = llama_base.log_probs(path)
     q = np.log(RNG.dirichlet(np.ones(7), base.shape[:2])).astype("f4")
     np.save(tmp_path / "q.npy", q)
-    x, t = open_pair(tmp_path / "q.npy", path, renormalise=True, chunks=(1, 2, -1))
+    x, t = open_pair(tmp_path / "q.npy", path, chunks=(1, 2, -1))
     assert x.chunks == t.chunks
     assert bits(t.compute()) == bits(base)
     found = kl_div(x, t, reduction="sum", log_target=True).compute()
     wanted = kl_div(da.from_array(q), da.from_array(base), reduction="sum", log_target=True)
     assert bits(found) == bits(wanted.compute())
     assert found > 0
-    x, t = open_pair(path, path, renormalise=True)
+    x, t = open_pair(path, path)
     assert bits(x.compute()) == bits(t.compute()) == bits(base)
 
 
 def test_on_a_cluster(path, client):
-    x = open_array(path, chunks=(1, 2, -1), renormalise=True)
-    assert bits(x.compute(scheduler=client)) == bits(llama_base.renormalised(path))
+    x = open_array(path, chunks=(1, 2, -1))
+    assert bits(x.compute(scheduler=client)) == bits(llama_base.log_probs(path))
 
 
-@pytest.mark.parametrize("key", [None, "log_probs", "labels", "tokens"])
+@pytest.mark.parametrize("key", [None, *KEYS, "labels", "tokens"])
 def test_handles_pickle_small_and_keys_follow_the_contents(path, key):
     source = llama.open_source(str(path), key)
     pickled = pickle.dumps(source)
@@ -182,6 +227,131 @@ def test_handles_pickle_small_and_keys_follow_the_contents(path, key):
     second = open_array(path, key=key)
     assert second.name != first.name
     assert not np.array_equal(second.compute(), before)
+
+
+# How near the truth
+
+
+def truth(logits):
+    logits = logits.astype(float)
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def divergences(folder, kind, error, nats=16, rows=8):
+    """Mean divergences of rows that are known: the truth, and as read under each key."""
+    rng = np.random.default_rng(11)
+    p = np.array([llama_base.teacher(rng, kind, 32_000) for _ in range(rows)])
+    q = np.array([llama_base.student(rng, row, error) for row in p])
+    for name, logits in (("q", q), ("p", p)):
+        llama_base.write(folder / name, logits[None], np.zeros((1, 2 * rows + 1)), nats)
+    found = [kl(truth(q), truth(p))]
+    for key in KEYS:
+        pair = open_pair(folder / "q", folder / "p", input_key=key, target_key=key)
+        found.append(kl(*(x.compute()[0] for x in pair)))
+    return found
+
+
+ERRORS = 0.003, 0.02, 0.1, 0.4
+
+
+@pytest.mark.parametrize("kind", llama_base.KINDS)
+def test_near_the_truth(tmp_path, kind):
+    """The bounds are what was measured over more rows; see `llama.LogProbsSource`."""
+    for error in ERRORS:
+        true, found, _ = divergences(tmp_path, kind, error)
+        assert found.min() > 0
+        assert abs(found.mean() - true.mean()) < 1e-6 + 0.035 * true.mean()
+
+
+def test_nearer_than_as_stored(tmp_path):
+    errors, negative = {}, 0
+    for kind, error in itertools.product(llama_base.KINDS, (0.003, 0.02)):
+        true, found, stored = divergences(tmp_path, kind, error)
+        for name, values in (("found", found), ("stored", stored)):
+            errors.setdefault(name, []).append(np.mean(values - true))
+        negative += (stored < 0).sum()
+    assert negative > 10
+    assert np.linalg.norm(errors["found"]) < 0.2 * np.linalg.norm(errors["stored"])
+
+
+@pytest.mark.parametrize("kind", llama_base.KINDS)
+def test_a_floor_of_24_nats_is_better(tmp_path, kind):
+    for error in ERRORS:
+        true, found, _ = divergences(tmp_path, kind, error, nats=24)
+        assert found.min() > 0
+        assert abs(found.mean() - true.mean()) < 1e-7 + 0.01 * true.mean()
+
+
+@pytest.mark.parametrize("kind", llama_base.KINDS)
+def test_likely_classes_are_nearly_right(tmp_path, kind):
+    """Perplexity: as stored it is exact, normalised as it is it would miss by up to 0.4 %."""
+    logits = np.array([llama_base.teacher(RNG, kind, 32_000) for _ in range(8)])
+    llama_base.write(tmp_path / "p", logits[None], np.zeros((1, 17)))
+    true = truth(logits)
+    for key, bound in zip(KEYS, (0.0025, 0.0005), strict=True):
+        found = open_array(tmp_path / "p", key=key).compute()[0]
+        assert abs((np.exp(true) * (true - found)).sum(-1).mean()) < bound
+
+
+# What llama.cpp itself writes and prints
+
+PAIRS = {  # the student, the teacher, what was printed, bound of the error of its mean
+    "q4_0": ("tiny128.q", "tiny128.base", "tiny128.llama.txt", 3e-6),
+    "q8_0": ("tiny128.q8_0", "tiny128.base", "tiny128.q8_0.llama.txt", 1e-6),
+    "odd": ("even33.q", "even33.base", "even33.llama.txt", 3e-6),
+}
+
+
+def printed(file, name):
+    text = (REAL / file).read_text()
+    return float(re.search(rf"^{re.escape(name)} *: *(-?[\d.]+)", text, re.MULTILINE)[1])
+
+
+def real(pair, key=None):
+    student, teacher, file, _ = PAIRS[pair]
+    x, t = open_pair(REAL / student, REAL / teacher, input_key=key, target_key=key)
+    labels = open_array(REAL / teacher, key="labels").compute()[..., None]
+    return x.compute().astype(float), t.compute().astype(float), labels, file
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("key", [None, "stored_log_probs"])
+def test_divergences_as_llama_prints_them(pair, key):
+    x, t, _, file = real(pair, key)
+    found = kl(x, t)
+    assert abs(found.mean() - printed(file, "Mean    KLD")) < PAIRS[pair][3]
+    for name, value in (("Maximum", found.max()), ("Median ", np.median(found))):
+        assert abs(value - printed(file, f"{name} KLD")) < 2e-5
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("key", [None, "stored_log_probs"])
+def test_labels_as_llama_judges_them(pair, key):
+    x, t, labels, file = real(pair, key)
+    same = np.mean(x.argmax(-1) == t.argmax(-1))
+    assert round(100 * same, 3) == printed(file, "Same top p")
+    log_q, log_p = (np.take_along_axis(values, labels, -1) for values in (x, t))
+    for name, values in (("PPL(Q)", log_q), ("PPL(base)", log_p)):
+        assert np.exp(-values.mean()) == pytest.approx(printed(file, f"Mean {name}"), rel=5e-6)
+    change = np.exp(log_q) - np.exp(log_p)
+    assert abs(100 * change.mean() - printed(file, "Mean    Δp")) < 1e-3
+    assert abs(100 * np.sqrt(np.mean(change**2)) - printed(file, "RMS Δp   ")) < 1e-3
+
+
+def test_a_student_that_is_nearly_the_same_is_not_below_zero():
+    assert kl(*real("q8_0", "stored_log_probs")[:2]).min() < -2e-5
+    assert printed("tiny128.q8_0.llama.txt", "Minimum KLD") < 0
+    assert kl(*real("q8_0")[:2]).min() > 2e-6
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_as_log_probs_or_as_logits(pair):
+    """Rows that add up need no softmax, and bear one."""
+    x, t = open_pair(REAL / PAIRS[pair][0], REAL / PAIRS[pair][1])
+    found = kl_div_with_logits(x, t, reduction="sum").compute()
+    wanted = kl(x.compute(), t.compute()).sum()
+    assert abs(found - wanted) < 1e-7 * x[..., 0].size
 
 
 # What is refused
@@ -200,9 +370,14 @@ def start(data):
 
 
 BROKEN = {
-    "one byte short": (cut(-1), r"truncated: 3 chunks of 3 rows of 7 classes take 332.* has 331"),
-    "a chunk short": (cut(-72), "truncated: 3 chunks.* take 332 bytes.* has 260"),
-    "tokens only": (cut(-216), "truncated.* has 116"),
+    "one byte short": (
+        cut(-1),
+        r"truncated, .*killed: it has 2 of 3 chunks; pass allow_truncated=True to read those\."
+        r" 3 chunks of 3 rows of 7 classes take 332.* has 331",
+    ),
+    "a chunk short": (cut(-72), "has 2 of 3 chunks; .* take 332 bytes.* has 260"),
+    "tokens only": (cut(-216), "it has 0 of 3 chunks; write it again.* has 116"),
+    "tokens partly": (cut(-300), "it has 0 of 3 chunks; write it again.* has 32"),
     "half a header": (cut(-320), "truncated: its header takes 20 bytes, not 12"),
     "a byte more": (cut(1), "damaged: 3 chunks.* take 332 bytes.* has 333"),
     "no context": (start(llama_base.header(2, 7, 3)), "at least 3, 1 and 1, they are 2, 7, 3"),
@@ -210,7 +385,7 @@ BROKEN = {
     "less than no classes": (start(llama_base.header(8, -7, 3)), "they are 8, -7, 3"),
     "no chunks": (start(llama_base.header(8, 7, 0)), "they are 8, 7, 0"),
     "negative": (start(llama_base.header(-8, -7, -3)), "they are -8, -7, -3"),
-    "absurd": (start(llama_base.header(*[2**31 - 1] * 3)), "truncated: 2147483647 chunks"),
+    "absurd": (start(llama_base.header(*[2**31 - 1] * 3)), "it has 0 of 2147483647 chunks"),
     "big-endian": (start(llama_base.header(8, 7, 3, ">")), "big-endian"),
     "foreign": (start(b"_Logits_"), "is of no format that can be read; .* or a base file of llama"),
 }
@@ -228,31 +403,228 @@ def test_refused_when_opened(path, name):
 
 
 def test_refused_keys(path):
-    message = r"holds no 'logits'; pass key=, one of 'log_probs', 'labels', 'tokens'"
+    message = (
+        r"holds no 'logits'; pass key=, one of 'log_probs', 'stored_log_probs', 'labels', 'tokens'"
+    )
     with pytest.raises(ValueError, match=message):
         open_array(path, key="logits")
 
 
-def test_renormalise_is_for_these_files(path, tmp_path):
+# Truncated files
+
+
+@pytest.mark.parametrize(("size", "n_chunk"), [(-1, 2), (-72, 2), (-73, 1), (-144, 1)])
+@pytest.mark.parametrize("key", [None, *KEYS, "labels", "tokens"])
+def test_truncated_files_up_to_the_last_whole_chunk(path, key, size, n_chunk):
+    whole = open_array(path, key=key).compute().copy()
+    cut(size)(path)
+    with pytest.raises(ValueError, match=f"it has {n_chunk} of 3 chunks"):
+        open_array(path, key=key)
+    assert bits(open_array(path, key=key, allow_truncated=True).compute()) == bits(whole[:n_chunk])
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_refused_even_if_truncated_is_allowed(path, name):
+    damage, message = BROKEN[name]
+    damage(path)
+    if name in ("one byte short", "a chunk short"):
+        assert open_array(path, allow_truncated=True).shape == (2, 3, 7)
+        return
+    with pytest.raises(ValueError, match=message):
+        open_array(path, allow_truncated=True)
+
+
+def test_whole_files_may_be_allowed_to_be_truncated(path):
+    assert open_array(path, allow_truncated=True).name == open_array(path).name
+
+
+def test_a_pair_up_to_what_both_have(path, tmp_path):
+    short = tmp_path / "short.kld"
+    shutil.copy(path, short)
+    cut(-1)(short)
+    with pytest.raises(ValueError, match=r"short\.kld is truncated, .* has 2 of 3 chunks"):
+        open_pair(short, path)
+    wanted = bits(llama_base.log_probs(path)[:2])
+    for pair in ((short, path), (path, short), (short, short)):
+        x, t = open_pair(*pair, allow_truncated=True)
+        assert bits(x.compute()) == bits(t.compute()) == wanted
+        assert x.chunks == t.chunks
+    np.save(tmp_path / "q.npy", np.zeros((2, 3, 7), "f4"))
+    assert open_pair(tmp_path / "q.npy", short, allow_truncated=True)[1].shape == (2, 3, 7)
+
+
+def test_truncated_is_for_these_files(path, tmp_path):
     np.save(tmp_path / "q.npy", np.ones(7))
-    with pytest.raises(ValueError, match=r"renormalise=True is for .*llama.*q\.npy can't"):
-        open_array(tmp_path / "q.npy", renormalise=True)
-    with pytest.raises(ValueError, match=r"base\.kld:labels can't"):
-        open_array(path, key="labels", renormalise=True)
-    with pytest.raises(ValueError, match=r"q\.npy and .*q\.npy can't"):
-        open_pair(tmp_path / "q.npy", tmp_path / "q.npy", renormalise=True)
+    message = r"allow_truncated=True is for base files of llama\.cpp, got .*q\.npy"
+    with pytest.raises(ValueError, match=message + "; leave it out"):
+        open_array(tmp_path / "q.npy", allow_truncated=True)
+    with pytest.raises(ValueError, match=message + r" and .*q\.npy"):
+        open_pair(tmp_path / "q.npy", tmp_path / "q.npy", allow_truncated=True)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        open_array(tmp_path / "nothing.kld", allow_truncated=True)
+
+
+# Pairs
+
+
+def test_other_text_is_refused():
+    files = [REAL / "tiny128.othertext.q", REAL / "tiny128.base"]
+    tokens = [llama_base.read(file)[1] for file in files]
+    chunk, token = np.argwhere(tokens[0] != tokens[1])[0]
+    found = " and ".join(str(x[chunk, token]) for x in tokens)
+    message = (
+        rf"tiny128\.othertext\.q and .*tiny128\.base must be of the same text, got"
+        rf" token {token} of chunk {chunk} is {found}, in this order; write both with the same -f"
+    )
+    for keys in itertools.product(KEYS, KEYS):
+        with pytest.raises(ValueError, match=message):
+            open_pair(*files, input_key=keys[0], target_key=keys[1])
+
+
+def test_one_other_token_is_refused(path, tmp_path):
+    other = tmp_path / "other.kld"
+    shutil.copy(path, other)
+    with open(other, "r+b") as file:
+        file.seek(20 + 4 * (2 * 8 + 7))  # the last one
+        file.write(b"\xff\0\0\0")
+    last = llama_base.read(path)[1][2, 7]
+    with pytest.raises(ValueError, match=f"token 7 of chunk 2 is {last} and 255, in this order"):
+        open_pair(path, other)
+    cut(-1)(other)  # and with it the chunk of that token
+    assert open_pair(path, other, allow_truncated=True)[0].shape == (2, 3, 7)
+
+
+def test_one_chunk_is_not_repeated():
+    with pytest.raises(ValueError, match=r"onechunk\.q and .*base must be .* got 1 and 8 chunks"):
+        open_pair(REAL / "tiny128.onechunk.q", REAL / "tiny128.base")
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [((1, 8, 7), "3 and 1 chunks"), ((3, 7, 7), "8 and 7 tokens a chunk"),
+     ((3, 8, 1), "7 and 1 classes")],
+)  # fmt: skip
+def test_other_shapes_are_refused(path, tmp_path, shape, found):
+    other = make(tmp_path / "other.kld", *shape)
+    for allow in False, True:
+        with pytest.raises(ValueError, match=f"must be of the same text, got {found}, in this"):
+            open_pair(path, other, allow_truncated=allow)
+
+
+# Damaged rows
+
+
+def replace_row(path, *row):
+    """Write row 2 of chunk 1 of 3 x 3."""
+    data = llama_base.row_bytes(*row)
+    with open(path, "r+b") as file:
+        file.seek(20 + 4 * 3 * 8 + 5 * len(data))
+        file.write(data)
+
+
+LOGITS = np.array([3.0, 0, -1, -2, 1, 2, -4])
+FAR = np.array([3.0, 0, -1, -20, 1, -30, -15])  # two classes are raised to the floor
+INFINITE = float("inf")
+
+
+DAMAGE = {
+    "negative scale": (lambda s, m, c: (-s, m, c), "scale must be between 0 and 24 / 65535, got -"),
+    "infinite scale": (lambda s, m, c: (INFINITE, m, c), "scale must be .* got inf"),
+    "large scale": (lambda s, m, c: (24.1 / 65535, m, c), r"scale must be .* got 0\.00036"),
+    "NaN scale": (lambda s, m, c: (np.nan, m, c), "scale is NaN, its minimum or one of its codes"),
+    "NaN, but for the minimum": (lambda s, m, c: (np.nan, m, 0 * c), "scale is NaN, its minimum"),
+    "NaN, but for codes": (lambda s, m, c: (np.nan, np.nan, c), "scale is NaN, its minimum"),
+    "scale 0 with codes": (lambda s, m, c: (0, m, c), "codes must be from 0 to 0 for a scale of 0"),
+    "no largest code": (
+        lambda s, m, c: (s, m, np.minimum(c, 65534)),
+        "codes must be from 0 to 65535 for a scale of .* got 0 to 65534",
+    ),
+    "no code 0": (lambda s, m, c: (s, m, np.maximum(c, 1)), "got 1 to 65535"),
+    "no codes": (lambda s, m, c: (s, m, 0 * c), "got 0 to 0"),
+    "NaN with bad codes": (lambda s, m, c: (s, np.nan, np.maximum(c, 1)), "got 1 to 65535"),
+    "high minimum": (
+        lambda s, m, c: (s, 1e-4 - 65535 * s, c),
+        r"largest log-probability must be between -1\.94591, of 7 equal ones, and 0, got 0\.0001",
+    ),
+    "low minimum": (lambda s, m, c: (s, -1.947 - 65535 * s, c), r"got -1\.947"),
+    "infinite minimum": (lambda s, m, c: (s, -INFINITE, c), "got -inf"),
+    "flat and not of 7": (lambda s, m, c: (0, -1.9, 0 * c), r"must add up to 1, they do to 1\.046"),
+    "never written": (lambda s, m, c: (0, 0, 0 * c), "never written: its scale and its minimum"),
+    "a code": (lambda s, m, c: (s, m, np.r_[c[:1], 65000, c[2:]]), "must add up to 1, they do to"),
+    "other minimum": (lambda s, m, c: (s, m + 1e-3, c), r"must add up to 1, they do to 1\.00"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("logits", [LOGITS, FAR], ids=["above the floor", "floored"])
+def test_damaged_rows(path, name, key, logits):
+    sound = scale, minimum, codes = llama_base.encode(logits)
+    replace_row(path, *sound)
+    assert np.isfinite(open_array(path, key=key).compute()).all()
+    damage, message = DAMAGE[name]
+    replace_row(path, *damage(float(scale), float(minimum), codes.astype(int)))
+    date_later(path)
+    x = open_array(path, key=key, chunks=(1, -1, -1))
+    x[[0, 2]].compute()
+    # Whichever of its classes are asked for.
+    for index in (np.s_[:], np.s_[1, 2], np.s_[::-1, 1:, 2:4], np.s_[1:2, 2, 5]):
+        with pytest.raises(ChunkReadError, match=r"row \[1, 2\] ") as caught:
+            x[index].compute()
+        assert re.search(message, str(caught.value))
+
+
+def test_mass_may_be_missing_as_far_as_there_are_classes_at_the_floor(path):
+    """Between none and all of what was raised; here one class in 7 has nearly all the mass."""
+    scale, minimum, codes = llama_base.encode(FAR)
+    for error, sound in ((-9e-5, True), (9e-5, True), (-3e-4, False), (3e-4, False)):
+        replace_row(path, scale, minimum + error, codes)
+        date_later(path)
+        if sound:
+            open_array(path).compute()
+        else:
+            with pytest.raises(ChunkReadError, match="must add up to 1"):
+                open_array(path).compute()
+
+
+@pytest.mark.parametrize("nats", [16, 24])
+@pytest.mark.parametrize("n_vocab", [1, 2, 3, 259, 5000])
+def test_what_llama_writes_is_sound(tmp_path, nats, n_vocab):
+    """Of any spread and height: codes from 0 to 65535, and sums within what is checked."""
+    rng = np.random.default_rng(n_vocab)
+    rows = [
+        (rng.standard_normal(n_vocab) ** power * spread + height).astype("f4")
+        for spread in (1e-6, 1e-3, 0.1, 1, 2.5, 5, 30, 1e4)
+        for height in (0, 1, -20, 300, -3000)
+        for power in (1, 3)
+    ]
+    for row in rows[::3]:
+        row[: n_vocab // 2] = row[0]
+    rows += [np.r_[row[:-1], -np.inf].astype("f4") for row in rows if n_vocab > 1]
+    for row in rows:
+        scale, _, codes = llama_base.encode(row, nats)
+        assert (codes.min(), codes.max()) == (0, 65535 if scale else 0)
+    llama_base.write(tmp_path / "base", [rows], np.zeros((1, 2 * len(rows) + 1)), nats)
+    for key in KEYS:
+        x = open_array(tmp_path / "base", key=key).compute()
+        assert np.isfinite(x).all()
+        source = llama.open_source(str(tmp_path / "base"), key)
+        assert np.abs(np.exp(x.astype(float)).sum(-1) - 1).max() < source.tolerance
 
 
 def test_damage_after_opening(path):
-    x = open_array(path, chunks=(1, -1, -1))
-    size = os.path.getsize(path)
+    x = open_array(path, key="stored_log_probs", chunks=(1, -1, -1))
+    opened = path.stat()
     whole = path.read_bytes()
     with open(path, "r+b") as file:  # what a crash leaves: the size, and zeros
         file.seek(-72, os.SEEK_END)
         file.write(bytes(72))
+    os.utime(path, ns=(opened.st_atime_ns, opened.st_mtime_ns))
     with pytest.raises(ChunkReadError, match=r"\[2:3, 0:3, 0:7\].*was never written"):
         x.sum().compute()
-    assert bits(x[:2].compute()) == bits(llama_base.log_probs(path)[:2])
+    assert bits(x[:2].compute()) == bits(llama_base.stored_log_probs(path)[:2])
     path.write_bytes(whole[:-4])
-    with pytest.raises(ChunkReadError, match=rf"has {size - 4} bytes, it had {size}"):
+    with pytest.raises(
+        ChunkReadError, match=rf"has {opened.st_size - 4} bytes, it had {opened.st_size}"
+    ):
         x[0].compute()

@@ -214,7 +214,8 @@ def test_headline_names_its_interval() -> None:
     expected = "mean KL 0.02682 ± 0.00567 nats (95 % confidence, clustered by 16 sequences)"
     assert wording.headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval_clustered": [NAN, NAN], "confidence_interval": [0.02, 0.04]}
-    expected = "mean KL 0.02682 ± 0.01000 nats (95 % confidence, positions taken as independent)"
+    expected = "mean KL 0.02682 ± 0.01000 nats (95 % confidence, if positions "
+    expected += "are independent, which neighbors seldom are)"
     assert wording.headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval": [NAN, NAN]}
     assert wording.headline(evaluation(overall=one)) == "mean KL 0.02682 nats"
@@ -254,7 +255,7 @@ def test_groups_of_single_sequences_say_that_positions_are_taken_as_independent(
     # Half of the groups with intervals that are too narrow would mislead.
     assert re.search(r"^  prose +640 +0\.\d+ +", report.text(whole), re.M)
     whole["groups"][0]["confidence_interval_clustered"] = [NAN, NAN]
-    assert "95 % interval, positions taken as independent" in report.text(whole)
+    assert "95 % interval, if positions are independent" in report.text(whole)
     assert re.search(r"^  prose +640 +0\.\d+ ± ", report.text(whole), re.M)
 
 
