@@ -2,7 +2,6 @@
 
 import struct
 
-import mpmath
 import numpy as np
 
 f4 = np.float32
@@ -83,7 +82,7 @@ def read(path):
     return chunks, np.reshape(tokens, (n_chunk, n_ctx))
 
 
-def stored_log_probs(path):
+def log_probs(path):
     """Read a file's log-probabilities as llama.cpp does, in float32."""
     return np.array(
         [
@@ -95,22 +94,6 @@ def stored_log_probs(path):
         ],
         f4,
     )
-
-
-def log_probs(path):
-    """Read a file's log-probabilities so that rows add up to 1, rounded once."""
-    with mpmath.workdps(40):
-        return np.array([[_normal(*row) for row in rows] for rows in read(path)[0]], f4)
-
-
-def _normal(scale, minimum, codes):
-    if mpmath.isnan(minimum):
-        return [float("nan")] * len(codes)
-    values = [mpmath.mpf(scale) * code + mpmath.mpf(minimum) for code in codes]
-    if any(abs(scale * 65535 - nats) < 1e-3 for nats in (16, 24)):
-        values = [v if code else v - mpmath.log(2) for v, code in zip(values, codes, strict=True)]
-    log_sum = mpmath.log(mpmath.fsum(map(mpmath.exp, values)))
-    return [float(value - log_sum) for value in values]
 
 
 KINDS = "zipf", "heavy", "bulk", "wide", "peaked", "two"

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 
+from kldiv_dask import partial
+from kldiv_dask.evaluation.statistics import quotient
 from kldiv_dask.kernels.checks import LOG_PROBS, LOGITS, OPERANDS, PROBS
+from kldiv_dask.statistics import tables
+from kldiv_dask.statistics.state import CHECKS, State
 
 HOLDS = {LOGITS: "logits", LOG_PROBS: "log-probabilities", PROBS: "probabilities"}
 
@@ -18,6 +22,27 @@ _RESEMBLES = {"resembles_probs": PROBS, "resembles_log_probs": LOG_PROBS, "out_o
 Counts = Mapping[str, int]
 
 WAYS = {kind: f"pass kind={kind!r}" for kind in OPERANDS}
+
+
+def of_state(state: State, kind: str) -> list[str]:
+    """Say what makes the data of a state doubtful."""
+    counts, positions = counts_of(state)
+    kl = partial.total(tables.in_one_group(state.totals).sums[0, 0]) if positions else None
+    another = wrong_kind(kind, counts, positions)
+    if kl is not None and not another:
+        finite = positions - kl.nan - kl.posinf - kl.neginf
+        mean = quotient(kl._replace(nan=0, posinf=0, neginf=0), finite)
+        another = negative_mean(mean, float(state.deviations.max()))
+    found = [another, *odd_rows(kind, counts, positions)]
+    return [sentence for sentence in found if sentence]
+
+
+def counts_of(state: State) -> tuple[Counts, int]:
+    """Return how often each check has failed, and the number of positions."""
+    failed = tables.in_one_group(state.checks)
+    known = dict(zip(failed.rest.tolist(), failed.counts[:, 0].tolist(), strict=True))
+    counts = {name: known.get(number, 0) for number, name in enumerate(CHECKS)}
+    return counts, int(state.totals.counts[:, 0].sum())
 
 
 def applicable(kind: str, labelled: bool) -> list[str]:

@@ -136,12 +136,7 @@ class Evaluation:
 
     def doubts(self) -> list[str]:
         """Say what makes it doubtful that the data are what they are said to be, in sentences."""
-        kind, counts, positions = self.options["kind"], self.overall.checks, self.count
-        deviation = float(self.state.deviations.max())
-        another = doubts.wrong_kind(kind, counts, positions)
-        negative = doubts.negative_mean(self.overall.mean_of_finite, deviation)
-        found = [another or negative, *doubts.odd_rows(kind, counts, positions)]
-        return [sentence for sentence in found if sentence]
+        return doubts.of_state(self.state, self.options["kind"])
 
     @property
     def clustering(self) -> dict[str, Any]:

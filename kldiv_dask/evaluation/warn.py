@@ -1,7 +1,6 @@
 """Warnings of an evaluation: of its arrays, after the first slab, and of its result."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 from kldiv_dask.evaluation import doubts
@@ -10,7 +9,6 @@ from kldiv_dask.evaluation.data import Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
 from kldiv_dask.evaluation.result import Evaluation
 from kldiv_dask.evaluation.wording import missing_chunks
-from kldiv_dask.statistics import state
 
 
 def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> None:
@@ -32,18 +30,11 @@ class EarlyWarning:
     def __call__(self, progress: Progress) -> None:
         """Look at the first slab, and not at any other."""
         if self._is_first and progress.state is not None:
-            counts, positions = _counts(progress.state)
+            counts, positions = doubts.counts_of(progress.state)
             self.said = doubts.wrong_kind(self._kind, counts, positions)
             if self.said:
                 _warn(self.said)
         self._is_first = False
-
-
-def _counts(found: state.State) -> tuple[Mapping[str, int], int]:
-    everything = state.in_one_group(found)
-    failed = dict(zip(everything.checks.rest, everything.checks.counts[:, 0], strict=True))
-    counts = {name: int(failed.get(number, 0)) for number, name in enumerate(state.CHECKS)}
-    return counts, int(everything.totals.counts[:, 0].sum())
 
 
 def warn_of_result(result: Evaluation, early: EarlyWarning) -> None:

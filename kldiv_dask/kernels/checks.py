@@ -22,74 +22,77 @@ OPERANDS = {
     "log_probs_and_probs": (LOG_PROBS, PROBS),
 }
 
+# The extent of no number.
+NOWHERE = (np.inf, -np.inf)
+
 # What a row resembles more than what it is said to be.
 FITS, RESEMBLES_PROBS, RESEMBLES_LOG_PROBS, OUT_OF_RANGE = range(4)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _sums_to_one(row, like, logarithms, tolerance):
+def _sums_to_one(stored, row, like, logarithms, tolerance):
     """Whether the numbers of a row, or their exponentials, sum to 1."""
     total = 0.0
-    for i in range(row.size):
-        number = np.float64(widen(row[i], like))
+    for i in range(row[0], row[1]):
+        number = np.float64(widen(stored[i], like))
         total += exp(number) if logarithms else number
     return abs(total - 1) <= tolerance
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def resemblance(row, extent, holds, tolerance, like):
-    """Return what a row of stored numbers resembles, given its smallest and largest.
+def resemblance(stored, row, extent, holds, tolerance, like):
+    """Return what a row resembles, given where it is stored, and its smallest and largest number.
 
     A NaN fits everything: it is counted as such. One class alone says nothing of logits.
     """
     least, most = extent
-    if np.isnan(least) or np.isnan(most) or row.size < 2:
+    if np.isnan(least) or np.isnan(most) or row[1] - row[0] < 2:
         return FITS
     unit = least >= 0 and most <= 1 + tolerance
     if holds == LOGITS:
-        probs = unit and _sums_to_one(row, like, False, tolerance)
+        probs = unit and _sums_to_one(stored, row, like, False, tolerance)
         return RESEMBLES_PROBS if probs else FITS
     if holds == LOG_PROBS:
         if most <= tolerance:
             return FITS
-        probs = unit and _sums_to_one(row, like, False, tolerance)
+        probs = unit and _sums_to_one(stored, row, like, False, tolerance)
         return RESEMBLES_PROBS if probs else OUT_OF_RANGE
     if unit:
         return FITS
-    log_probs = most <= tolerance and _sums_to_one(row, like, True, tolerance)
+    log_probs = most <= tolerance and _sums_to_one(stored, row, like, True, tolerance)
     return RESEMBLES_LOG_PROBS if log_probs else OUT_OF_RANGE
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def is_constant(extent, size):
+def is_constant(row, extent):
     """Whether all classes are equal, where there are several."""
-    return size > 1 and extent[0] == extent[1]
+    return row[1] - row[0] > 1 and extent[0] == extent[1]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def is_at_floor(row, label, extent, like):
+def is_at_floor(stored, row, label, extent, like):
     """Whether the label shares the smallest number of its row with another class.
 
     So it is where small logits were raised to a floor, as in base files of llama.cpp.
     """
     least = extent[0]
-    if not -np.inf < least < extent[1] or np.float64(widen(row[label], like)) != least:
+    place = row[0] + label
+    if not -np.inf < least < extent[1] or np.float64(widen(stored[place], like)) != least:
         return False
     others = 0
-    for i in range(row.size):
-        others += i != label and np.float64(widen(row[i], like)) == least
+    for i in range(row[0], row[1]):
+        others += i != place and np.float64(widen(stored[i], like)) == least
     return others > 0
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def extent_of(row, like):
-    """Return the smallest and the largest number of a row of any length; NaN where there is one."""
-    least, most = range_of(row[: like.size], like[: row.size])
-    for start in range(like.size, row.size, like.size):
-        piece = row[start : start + like.size]
-        low, high = range_of(piece, like[: piece.size])
-        least, most = wider((least, most), (low, high))
-    return least, most
+def extent_of(stored, row, like):
+    """Return the smallest and the largest number of a row; NaN where there is one."""
+    extent = NOWHERE
+    for start in range(row[0], row[1], PIECE):
+        piece = stored[start : min(start + PIECE, row[1])]
+        extent = wider(extent, range_of(piece, like[: piece.size]))
+    return extent
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -104,11 +107,11 @@ def wider(extent, other):
 
 def _fill_resemblances(stored, holds, tolerance, like, resembles, constant):
     classes = stored.size // resembles.size
-    for row in range(resembles.size):
-        numbers = stored[row * classes : (row + 1) * classes]
-        extent = extent_of(numbers, like)
-        resembles[row] = resemblance(numbers, extent, holds, tolerance, like[0])
-        constant[row] = is_constant(extent, classes)
+    for i in range(resembles.size):
+        row = i * classes, (i + 1) * classes
+        extent = extent_of(stored, row, like)
+        resembles[i] = resemblance(stored, row, extent, holds, tolerance, like[0])
+        constant[i] = is_constant(row, extent)
 
 
 def inspect(

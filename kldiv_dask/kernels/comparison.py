@@ -68,8 +68,6 @@ POSITIONS = 16384
 # Beside what `both_ways` keeps of a piece, the largest logits.
 MOST_INPUT, MOST_TARGET = KEPT, KEPT + 1
 
-NOWHERE = (np.inf, -np.inf)
-
 
 @numba.njit(nogil=True, error_model="numpy")
 def _first_at(stored, most, like):
@@ -95,15 +93,22 @@ def _top(stored, first, classes, column, kept, like):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _describe(x, t, stored, first, classes, scale, spaces, work, pieces, state, kept, sums, hashes):
+def _describe(
+    x, t, stored_x, stored_t, first, classes, scale, spaces, work, pieces, state, kept, sums,
+    hashes, row,
+):  # fmt: skip
     """Fill the state of a position, and keep the weights and the differences of its classes.
 
-    Fills the hashes of what is `stored` of b and of a too, while it is in the cache. Returns the
+    Fills the hashes of what is stored of b and of a too, while it is in the cache. Returns the
     smallest and the largest logit of b, and of a.
     """
     weights, inputs, differences = spaces[0], spaces[1], spaces[2]
-    extent_input = extent_target = NOWHERE
-    hash_input, hash_target = fingerprint.start(sums[0]), fingerprint.start(sums[1])
+    extent_input = extent_target = checks.NOWHERE
+    of_input, of_target = sums[0], sums[1]
+    hash_input, hash_target = (
+        fingerprint.start(of_input, classes),
+        fingerprint.start(of_target, classes),
+    )
     for k in range(len(pieces)):
         start = k * PIECE
         size = min(classes - start, PIECE)
@@ -116,8 +121,8 @@ def _describe(x, t, stored, first, classes, scale, spaces, work, pieces, state, 
         extent_input = checks.wider(extent_input, piece_input)
         extent_target = checks.wider(extent_target, piece_target)
         stop = first + start + size
-        hash_input = fingerprint.add_bits(hash_input, sums[0], stored[0][first + start : stop])
-        hash_target = fingerprint.add_bits(hash_target, sums[1], stored[1][first + start : stop])
+        hash_input = fingerprint.add_bits(hash_input, of_input, stored_x, first + start, stop)
+        hash_target = fingerprint.add_bits(hash_target, of_target, stored_t, first + start, stop)
         kept[k] = 0
         kept[k, MOST_INPUT], kept[k, MOST_TARGET] = piece_input[1], piece_target[1]
         if is_settled(pieces[k]):
@@ -141,8 +146,8 @@ def _describe(x, t, stored, first, classes, scale, spaces, work, pieces, state, 
         state[:] = pieces[0]
     else:
         merge(pieces, scale, state)
-    hashes[0] = fingerprint.finish(hash_input, sums[0])
-    hashes[1] = fingerprint.finish(hash_target, sums[1])
+    hashes[0, row] = fingerprint.finish(hash_input, of_input)
+    hashes[1, row] = fingerprint.finish(hash_target, of_target)
     return extent_input, extent_target
 
 
@@ -173,20 +178,20 @@ def _generalize(out):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _check(row, extent, holds, tolerance, label, like):
-    """Return what may be wrong with what is stored of one operand at a position."""
+def _check(stored, row, extent, holds, tolerance, label, like):
+    """Return what may be wrong with one operand at a position, from where to where it is stored."""
     if holds == checks.PROBS:  # the extent is that of logarithms
-        extent = checks.extent_of(row, like)
+        extent = checks.extent_of(stored, row, like)
     return (
-        checks.is_constant(extent, row.size),
-        checks.resemblance(row, extent, holds, tolerance, like[0]),
-        checks.is_at_floor(row, label, extent, like[0]),
+        checks.is_constant(row, extent),
+        checks.resemblance(stored, row, extent, holds, tolerance, like[0]),
+        checks.is_at_floor(stored, row, label, extent, like[0]),
     )
 
 
 def _measure(
-    x, t, stored, scale, holds, generalized, tolerances, labels, spaces, work, pieces, kept, sums,
-    measures, hashes,
+    x, t, stored_x, stored_t, scale, holds, generalized, tolerances, labels, spaces, work, pieces,
+    kept, sums, measures, hashes,
 ):  # fmt: skip
     classes = x.size // measures.shape[1]
     state = np.empty(STATE)
@@ -195,8 +200,8 @@ def _measure(
         first = row * classes
         out = measures[:, row]
         extent_input, extent_target = _describe(
-            x, t, stored, first, classes, scale, spaces, work, pieces, state, kept, sums,
-            hashes[:, row],
+            x, t, stored_x, stored_t, first, classes, scale, spaces, work, pieces, state, kept,
+            sums, hashes, row,
         )  # fmt: skip
         mass_input, mass_target = state[SUM_INPUT], state[SUM_TARGET]
         out[FORWARD] = state[DIVERGENCE] if mass_target != 0 else np.nan
@@ -215,12 +220,12 @@ def _measure(
             _generalize(out)
         out[EXCLUDES_INPUT] = extent_input[0] == -np.inf
         out[EXCLUDES_TARGET] = extent_target[0] == -np.inf
-        stop = first + classes
+        place = first, first + classes
         out[CONSTANT_INPUT], out[RESEMBLES_INPUT], out[FLOOR_INPUT] = _check(
-            stored[0][first:stop], extent_input, holds[0], tolerances[0], labels[row], like
+            stored_x, place, extent_input, holds[0], tolerances[0], labels[row], like
         )
         out[CONSTANT_TARGET], out[RESEMBLES_TARGET], out[FLOOR_TARGET] = _check(
-            stored[1][first:stop], extent_target, holds[1], tolerances[1], labels[row], like
+            stored_t, place, extent_target, holds[1], tolerances[1], labels[row], like
         )
         top = _top(x, first, classes, MOST_INPUT, kept, like)
         agrees = top == _top(t, first, classes, MOST_TARGET, kept, like)
@@ -307,12 +312,11 @@ def measured(
     pair = [np.broadcast_to(as_stored(a), shape) for a in (input, target)]
     holds = checks.OPERANDS[kind]
     logarithms = [_Logarithms(a, holding) for a, holding in zip(pair, holds, strict=True)]
-    stored = numba.types.Tuple([_readonly(stored_type(a)) for a in pair])
     two = numba.types.UniTuple
     space, matrix = numba.from_dtype(dtype)[:, ::1], numba.float64[:, ::1]
     signature = (
         *(one.type for one in logarithms),
-        stored,
+        *(_readonly(stored_type(a)) for a in pair),
         numba.float64,
         two(numba.int64, 2),
         numba.boolean,
@@ -322,7 +326,7 @@ def measured(
         space,
         matrix,
         matrix,
-        numba.uint8[:, ::1],
+        numba.uint64[:, ::1],
         matrix,
         numba.uint64[:, ::1],
     )
@@ -330,7 +334,7 @@ def measured(
     count = -(-classes // PIECE)
     spaces, work = np.empty((3, count * PIECE), dtype), np.empty((3, PIECE), dtype)
     pieces, kept = np.empty((count, STATE)), np.empty((count, MOST_TARGET + 1))
-    sums = np.empty((2, fingerprint.SUMS), np.uint8)
+    sums = np.empty((2, fingerprint.SUMS), np.uint64)
     done = 0
     for segments in row_segments(*pair):
         rows = segments[0].size // classes
@@ -345,7 +349,7 @@ def measured(
             first = done + start
             chosen = labels[first : first + size]
             kernel(
-                b, a, parts, 1 / temperature, holds, generalized, tolerances, chosen, spaces, work,
+                b, a, *parts, 1 / temperature, holds, generalized, tolerances, chosen, spaces, work,
                 pieces, kept, sums, measures, hashes,
             )  # fmt: skip
             yield Batch(first, measures, hashes)

@@ -55,9 +55,9 @@ def _constants(count: int) -> list[int]:
     return numbers
 
 
-# What both sums of a row count, in words of 64 bits.
-SUMS = 2 * _STEP
-_CONSTANTS = np.array(_constants(SUMS // 8), np.uint64)
+# How many words of 64 bits the sums of all lanes take.
+SUMS = 2 * _STEP // 8
+_CONSTANTS = np.array(_constants(SUMS), np.uint64)
 
 
 @intrinsic
@@ -72,16 +72,20 @@ def _lanes(context: Any, array: Any) -> Built:
 
 
 @intrinsic
-def _add_steps(context: Any, sums: Any, array: Any) -> Built:
-    """Add a contiguous array of whole steps to the sums of its lanes, which are bytes."""
+def _add_steps(context: Any, sums: Any, array: Any, start: Any, count: Any) -> Built:
+    """Add whole steps of a contiguous array to the sums of its lanes, held in any type.
+
+    It takes a place rather than a slice, as counting references to slices cost as much as the sums.
+    """
     width = array.dtype.bitwidth
     lanes = _STEP // (width // 8)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kept, view = (
             context.make_array(kind)(context, builder, arg)
-            for kind, arg in zip(signature.args, args, strict=True)
+            for kind, arg in zip(signature.args[:2], args[:2], strict=True)
         )
+        data = builder.gep(view.data, [args[2]])
         pointer = ir.VectorType(ir.IntType(width), lanes).as_pointer()
         first = builder.bitcast(kept.data, pointer)
         places = [first, builder.gep(first, [ir.IntType(32)(1)])]
@@ -89,8 +93,8 @@ def _add_steps(context: Any, sums: Any, array: Any) -> Built:
             cgutils.alloca_once_value(builder, builder.load(place, align=1)) for place in places
         )
         step = context.get_constant(types.intp, lanes)
-        with cgutils.for_range_slice(builder, step.type(0), view.nitems, step) as (index, _):
-            address = builder.bitcast(builder.gep(view.data, [index]), pointer)
+        with cgutils.for_range_slice(builder, step.type(0), args[3], step) as (index, _):
+            address = builder.bitcast(builder.gep(data, [index]), pointer)
             loaded = builder.load(address, align=width // 8)
             builder.store(builder.add(builder.load(total), loaded), total)
             added = builder.add(builder.load(total_of_sums), builder.load(total))
@@ -99,7 +103,7 @@ def _add_steps(context: Any, sums: Any, array: Any) -> Built:
             builder.store(builder.load(found), place, align=1)
         return context.get_dummy_value()
 
-    return types.void(sums, array), build
+    return types.void(sums, array, types.intp, types.intp), build
 
 
 @intrinsic
@@ -114,19 +118,19 @@ def _pattern(context: Any, number: Any) -> Built:
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def start(sums):
-    """Forget the row before, and return the hash of no number, which is not that of zeros."""
+def start(sums, size):
+    """Forget the row before, and return what the hash of one of so many numbers begins with."""
     sums[:] = 0
-    return _FACTOR
+    return (np.uint64(size) + _FACTOR) * _FACTOR
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def add_bits(hash, sums, stored):
+def add_bits(hash, sums, stored, start, stop):
     """Take up more numbers of a row, as they are stored; whole steps of them but at its end."""
     wide_vectors()
-    whole = stored.size // _lanes(stored) * _lanes(stored)
-    _add_steps(sums, stored[:whole])
-    for i in range(whole, stored.size):
+    whole = (stop - start) // _lanes(stored) * _lanes(stored)
+    _add_steps(sums, stored, start, whole)
+    for i in range(start + whole, stop):
         hash = (hash + _pattern(stored[i])) * _FACTOR
         hash ^= hash >> np.uint64(32)
     return hash
@@ -135,9 +139,8 @@ def add_bits(hash, sums, stored):
 @numba.njit(nogil=True, error_model="numpy")
 def finish(hash, sums):
     """Return the hash of a row, well mixed and below P."""
-    words = sums.view(np.uint64)
-    for i in range(words.size):
-        hash += words[i] * _CONSTANTS[i]
+    for i in range(sums.size):
+        hash += sums[i] * _CONSTANTS[i]
     hash = (hash ^ (hash >> np.uint64(30))) * _MIX[0]
     hash = (hash ^ (hash >> np.uint64(27))) * _MIX[1]
     hash ^= hash >> np.uint64(31)

@@ -15,8 +15,8 @@ position n_ctx // 2 + j and predicts the token after that. Its log-probabilities
 scale * code + minimum, rounded to half a step. The largest code is that of the likeliest class,
 whose log-probability is exact. The codes span the range of the row, but no more than the 16 nats
 (24 in ik_llama.cpp, which is better for this purpose) below its maximum: whatever is less likely is
-raised to that floor, and has code 0. So the probabilities of a row do not quite add up to 1: each is
-off by up to half a step, and each at the floor is too large by up to 1.1e-7.
+raised to that floor, and has code 0. So the probabilities of a row do not quite add up to 1: each
+is off by up to half a step, and each at the floor is too large by up to 1.1e-7.
 
 The layout is that of ``tools/perplexity/perplexity.cpp`` in https://github.com/ggml-org/llama.cpp.
 """
@@ -99,9 +99,25 @@ class LogProbsSource(MappedSource):
 
     Notes
     -----
+    Known rows of 32,000 classes were stored with a floor of 16 nats, which raised 0.02 to 0.6 % of
+    their mass: Zipf's, heavy-tailed, peaked, and with two likely classes; students had errors that
+    grew with the depth of a class. Root mean square error of the mean divergence, in percent:
 
-    Notes
-    -----
+    ===============  ==================  ================  ====================
+    true divergence  sum p log(p / q)    the same, -p + q  of normalised rows
+    ===============  ==================  ================  ====================
+    below 1e-5       384                 2                 2
+    1e-5 to 1e-3     27                  0.8               0.9
+    1e-3 to 0.1      0.6                 0.6               0.7
+    more than 0.1    1.3                 1.4               1.5
+    perplexity       0.02                0.02              0.17
+    ===============  ==================  ================  ====================
+
+    The first, which is that of `kl_div`, is negative for students that are nearly the same. The
+    second is that of `evaluate`. The last, that of `kl_div_with_logits`, moves what the floor has
+    too much to all classes: of 128,256 classes, with 1.3 % raised, it misses divergences from 1e-3
+    on by 1.6 %, and the second by 0.9 %. Two other ways to give the classes at the floor the mass
+    that the others leave were worse below 1e-3, as the rounding of all codes adds up there.
     """
 
     @property
@@ -111,7 +127,7 @@ class LogProbsSource(MappedSource):
 
     @property
     def is_rounded(self) -> bool:
-        """Whether rows do not quite add up to 1, so that `evaluate` adds - p + q to p log(p / q)."""
+        """Whether rows only nearly add up to 1, so that `evaluate` adds - p + q to p log(p / q)."""
         return True
 
     @property
