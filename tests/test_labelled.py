@@ -1,5 +1,6 @@
 """DataArrays: paired by the names of their dimensions, with the bits of plain arrays."""
 
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -34,6 +35,8 @@ without_expressions = pytest.mark.skipif(
 rng = np.random.default_rng(11)
 SHAPE = {"doc": 4, "token": 3, "class": 5}
 DIMS = tuple(SHAPE)
+evaluated = functools.partial(evaluate, kind="log_probs_and_probs")
+
 X = log_probabilities(rng, tuple(SHAPE.values()), np.float64)
 T = probabilities(rng, tuple(SHAPE.values()), np.float64)
 MASK = rng.random((4, 3)) < 0.7
@@ -323,11 +326,11 @@ def test_evaluations(order):
         label=(("token", "doc"), labels.T), mask=(("doc", "token"), MASK)
     )
     options = {"progress": False, "scheduler": "sync"}
-    expected = evaluate(
+    expected = evaluated(
         X, T, where=MASK, labels=labels, groups=LANGUAGES[:, None], cluster_axis=1, **options
     )
     for x in (named(X, chunks=(2, 3, 5)), named(X)):
-        found = evaluate(
+        found = evaluated(
             x,
             t,
             dim="class",
@@ -339,7 +342,7 @@ def test_evaluations(order):
         )
         assert same(found, expected) == ["doc", "token"]
     groups = x.language.astype(object)
-    objects = evaluate(
+    objects = evaluated(
         x.assign_coords(tongue=groups),
         t,
         dim="class",
@@ -358,15 +361,15 @@ STRINGS = [np.dtype(object), np.dtypes.StringDType(), np.dtype("U2")]
 @pytest.mark.parametrize("dtype", STRINGS, ids=str)
 def test_groups_are_strings_of_any_kind(dtype):
     options = {"progress": False, "scheduler": "sync"}
-    expected = evaluate(X, T, groups=np.array(list("abcd"))[:, None], **options)
+    expected = evaluated(X, T, groups=np.array(list("abcd"))[:, None], **options)
     groups = np.array(list("abcd")).astype(dtype)
     x = named(X, chunks=(2, 3, 5)).assign_coords(letter=("doc", groups))
     for given in ("doc", "letter", x.letter, xr.DataArray(groups, dims="doc")):
-        assert same(evaluate(x, T, groups=given, **options), expected) == ["doc", "token"]
+        assert same(evaluated(x, T, groups=given, **options), expected) == ["doc", "token"]
 
 
 def test_reports_have_the_names(tmp_path):
-    found = evaluate(named(X), named(T), progress=False, scheduler="sync")
+    found = evaluated(named(X), named(T), progress=False, scheduler="sync")
     worst = found.worst[0]["index"]
     text = str(found)
     assert f"  [doc={worst[0]}, token={worst[1]}]" in text
@@ -375,9 +378,9 @@ def test_reports_have_the_names(tmp_path):
     found.save_html(tmp_path / "page.html")
     assert "along token" in (tmp_path / "page.html").read_text()
     assert str(Evaluation.load(tmp_path / "result")) == text
-    other = evaluate(named(X), T, progress=False, scheduler="sync")
+    other = evaluated(named(X), T, progress=False, scheduler="sync")
     assert "[doc=" in str(found.merge(other))
-    renamed = evaluate(named(X).rename(doc="page"), T, progress=False, scheduler="sync")
+    renamed = evaluated(named(X).rename(doc="page"), T, progress=False, scheduler="sync")
     assert f"  [{worst[0]}, {worst[1]}]" in str(found.merge(renamed))
 
 
@@ -398,8 +401,8 @@ def test_zarr_and_back(tmp_path: Path, client: Client):
     same_bits(back, expected)
     assert (back.attrs["units"], back.sel(doc="d").language.values.item()) == ("nats", "fr")
     x, t = (a.chunk({"class": 2}) for a in (x, t))
-    result = evaluate(x, t, dim="class", groups="language", progress=False, scheduler=client)
-    plain = evaluate(X, T, groups=LANGUAGES[:, None], progress=False, scheduler="sync")
+    result = evaluated(x, t, dim="class", groups="language", progress=False, scheduler=client)
+    plain = evaluated(X, T, groups=LANGUAGES[:, None], progress=False, scheduler="sync")
     assert same(result, plain) == ["doc", "token"]
     unread = xr.open_dataset(store, engine="zarr", chunks=None)
     found = kl_div(unread.student, unread.teacher, reduction="sum").compute(scheduler=client)

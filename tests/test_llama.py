@@ -62,6 +62,18 @@ def test_log_probs(tmp_path, shape, chunks, key):
     assert np.array_equal(open_array(path, key="tokens").compute(), tokens)
 
 
+@pytest.mark.parametrize("block", [1, 50, 100])
+def test_blocks_of_rows(path, monkeypatch, block):
+    """One row at a time, of 9 rows of 7; a few of a chunk; and several chunks."""
+    monkeypatch.setattr(llama, "_BLOCK", block)
+    wanted = llama_base.log_probs(path)
+    source = llama.open_source(str(path), None)
+    for index in (np.s_[:], np.s_[1:, 1:], np.s_[::2, :, 2:5], np.s_[:, 2, 6], np.s_[::-1, 1:2]):
+        assert bits(source[index]) == bits(np.array(wanted[index]))
+    assert source[3:].shape == (0, 3, 7)
+    assert source[:, 3:].shape == (3, 0, 7)
+
+
 def test_quantised_as_llama_does(tmp_path):
     """The error of half a code, and the floor 16 below the maximum."""
     logits = RNG.standard_normal((1, 4, 1000)) * 8
@@ -224,15 +236,30 @@ ERRORS = 0.003, 0.02, 0.1, 0.4
 
 @pytest.mark.parametrize("kind", llama_base.KINDS)
 def test_near_the_truth(tmp_path, kind):
-    """The bound is what was measured over more rows; see `llama.LogProbsSource`."""
+    """Nearly all that differs in peaked rows is below the floor; see `llama.LogProbsSource`."""
+    bound = 0.06 if kind == "peaked" else 0.01
     for error in ERRORS:
         true, found = known(tmp_path, kind, error)
         assert found.overall.min > 0
-        assert abs(found.mean - true) < 2e-7 + 0.05 * true
+        assert abs(found.mean - true) < bound * true
         assert found.provenance["generalized"].startswith("sum p log(p / q) - p + q")
         # Rows of such files are not called wrong for what the format does to them.
-        assert found.checks["input_not_normalised"]["count"] == 0
-        assert found.checks["target_not_normalised"]["count"] == 0
+        for operand, name in (("input", "q"), ("target", "p")):
+            check = found.checks[f"{operand}_not_normalised"]
+            assert check["count"] == 0
+            tolerance = llama.open_source(str(tmp_path / name), None).tolerance
+            # Of 32,000 classes no more can be raised than has been in half of the kinds.
+            least = 1e-4 if kind in ("heavy", "two", "zipf") else 0.0035
+            assert least < check["largest_deviation"] < tolerance < 0.0039
+
+
+@pytest.mark.parametrize("kind", llama_base.KINDS)
+def test_perplexities_are_nearly_right(tmp_path, kind):
+    """What is expected of labels, were they drawn from the true rows."""
+    logits = np.array([llama_base.teacher(RNG, kind, 32_000) for _ in range(8)])
+    llama_base.write(tmp_path / "p", logits[None], np.zeros((1, 17)))
+    true, found = truth(logits), open_array(tmp_path / "p").compute()[0]
+    assert abs((np.exp(true) * (true - found)).sum(-1).mean()) < 5e-4
 
 
 def test_nearer_than_without_the_excess(tmp_path):
@@ -253,7 +280,9 @@ def test_a_floor_of_24_nats_is_better(tmp_path, kind):
     for error in ERRORS:
         true, found = known(tmp_path, kind, error, nats=24)
         assert found.overall.min > 0
-        assert abs(found.mean - true) < 2e-7 + 0.01 * true
+        assert abs(found.mean - true) < 0.001 * true + 2e-7
+        for operand in "input", "target":
+            assert found.checks[f"{operand}_not_normalised"]["count"] == 0
 
 
 def test_labels_at_the_floor_are_counted(tmp_path):
@@ -535,6 +564,26 @@ def test_damaged_rows(path, name, logits):
         with pytest.raises(ChunkReadError, match=r"row \[1, 2\] ") as caught:
             x[index].compute()
         assert re.search(message, str(caught.value))
+
+
+@pytest.mark.parametrize("block", [1, 2**16])
+def test_the_first_damaged_row_is_named(path, monkeypatch, block):
+    monkeypatch.setattr(llama, "_BLOCK", block)
+    scale, minimum, codes = llama_base.encode(FAR)
+    replace_row(path, -scale, minimum, codes)
+    with open(path, "r+b") as file:
+        file.seek(-24, os.SEEK_END)  # the last row
+        file.write(bytes(24))
+    date_later(path)
+    source = llama.open_source(str(path), None)
+    for index, message in (
+        (np.s_[:], r"row \[1, 2\] is damaged: its scale"),
+        (np.s_[2, 1:], r"row \[2, 2\] was never written"),
+        (np.s_[::-1], r"row \[2, 2\] was never written"),
+    ):
+        with pytest.raises(ChunkReadError, match=message):
+            source[index]
+    assert np.isfinite(source[:, :2]).all()
 
 
 def test_mass_may_be_missing_as_far_as_there_are_classes_at_the_floor(path):

@@ -13,7 +13,7 @@ from tests.test_where import lazy_mask, mask_shapes, masks
 
 
 @pytest.mark.parametrize(("types", "shapes"), [
-    (TYPES[2], ((4, 3, 7), (4, 3, 7))), (TYPES[3], ((4, 1, 7), (3, 7))), (TYPES[3], ((7,), (7,))),
+    (TYPES[2], ((4, 3, 7), (4, 3, 7))), (TYPES[3], ((4, 3, 7), (3, 7))), (TYPES[3], ((7,), (7,))),
     (TYPES[3], ((5, 7), (7,))), (TYPES[3], ((0, 3, 7), (0, 3, 7))), (TYPES[3], ((3, 0, 7), (7,))),
 ])  # fmt: skip
 def test_masks_of_every_shape(types: tuple[str, str], shapes: tuple[Shape, Shape]) -> None:

@@ -87,7 +87,7 @@ def test_what_is_said_of_the_whole(cells):
 
 
 def test_what_is_said_of_parts(cells):
-    assert text(cells["check-data"]).count(" 0    []") == 4
+    assert text(cells["check-data"]).count(" 0    []") == 8
     assert numbers(text(cells["tail"])) == [1, 37, 10, 69]
     assert numbers(text(cells["masked"])) == [53, 39]
     table = cells["group-table"][0].data["text/html"]

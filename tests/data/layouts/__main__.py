@@ -8,7 +8,8 @@ from kldiv_dask.versions import LAYOUT, REVISION
 def main() -> None:
     from tests import test_versions as versions
 
-    result = versions.example(checkpoint=versions.FOLDER / f"checkpoint-{LAYOUT}.ckpt")
+    path = versions.FOLDER / f"checkpoint-{LAYOUT}.ckpt"
+    result = versions.example(checkpoint=path, resume=False)
     result.save(versions.FOLDER / f"result-{LAYOUT}.kldiv")
     numbers = {
         "layout": {"number": LAYOUT, "fields": versions.layout_of(result)},
