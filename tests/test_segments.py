@@ -86,7 +86,8 @@ def test_buffers_are_small(shape: Shape) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < max(2**20, 2 * 8 * shape[-1] + 2**18)
+    # Other threads of the process, such as those of a client, allocate a little too.
+    assert peak < max(2**20, 2 * 8 * shape[-1] + 2**19)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3), (3, 1, 4), (2, 3, 2, 2), (0,), (2, 0)])
