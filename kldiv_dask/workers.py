@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin
@@ -16,27 +17,44 @@ class WarmUp(WorkerPlugin):  # type: ignore[misc]
 
     Parameters
     ----------
-    sample : collection with a ``compute(scheduler=...)``
-        Of the same types and options as what is to be computed.
+    work : callable
+        Computes something of the same types and options as what is to be computed.
     """
 
-    name = "kldiv-dask-warm-up"
-
-    def __init__(self, sample: Any) -> None:
-        self.sample = sample
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        # Of two runs on one cluster, neither may end the other's.
+        self.name = f"kldiv-dask-warm-up-{uuid.uuid4().hex}"
 
     async def setup(self, worker: Worker) -> None:
         """Compute in a thread, so that the worker can go on answering."""
-        await asyncio.to_thread(self.sample.compute, scheduler="synchronous")
+        try:
+            await asyncio.to_thread(self.work)
+        except ImportError:  # this worker can compute nothing
+            raise
+        except Exception:  # noqa: S110 - the computation itself will say what is wrong
+            pass
 
 
 @contextlib.contextmanager
-def warm(client: Client, sample: Any) -> Iterator[None]:
-    """Warm the workers up that there are, and those that come within the context."""
-    client.register_plugin(WarmUp(sample))
+def warm(client: Client, work: Callable[[], Any]) -> Iterator[None]:
+    """Warm the workers up that there are, and those that come within the context.
+
+    Raises
+    ------
+    ImportError
+        A worker can't import what it needs.
+    """
+    plugin = WarmUp(work)
     try:
+        try:
+            client.register_plugin(plugin)
+        except ImportError:
+            raise
+        except Exception:  # noqa: S110 - a worker has left; the result does not depend on it
+            pass
         yield
     finally:
         if client.status == "running":  # or the call would wait for a scheduler that is gone
-            with contextlib.suppress(OSError):
-                client.unregister_worker_plugin(WarmUp.name)
+            with contextlib.suppress(Exception):  # likewise
+                client.unregister_worker_plugin(plugin.name)

@@ -1,6 +1,7 @@
 """``kldiv-dask compute``: one number."""
 
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -23,6 +24,7 @@ from kldiv_dask.cli.common import (
     in_one_line,
     parse_chunks,
     reading_options,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -225,7 +227,8 @@ def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDiv
     from kldiv_dask.functional.summary import KLDivSummary
     from kldiv_dask.workers import warm
 
-    with warm(client, sample):
+    say("compiling the kernels on the workers, unless they are stored from an earlier run")
+    with warm(client, functools.partial(sample.compute, scheduler="synchronous")):
         if lazy.is_large:
             return _walk(client, lazy)
         futures = client.compute(list(lazy))
