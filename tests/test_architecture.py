@@ -29,7 +29,9 @@ class Room(NamedTuple):
 HOUSE = {
     "__init__": Room("evaluation functional storage config"),
     "cli": Room(
-        "cluster evaluation functional options storage workers", "click", on_use="distributed numpy"
+        "cluster evaluation functional options storage workers",
+        "click",
+        on_use="dask distributed numpy",
     ),
     "workers": Room("", "distributed"),
     "cluster": Room("versions", on_use="dask distributed"),
@@ -37,7 +39,7 @@ HOUSE = {
         "functional labelled graph statistics align partial options storage config versions "
         "kernels",
         "dask numpy",
-        on_use="matplotlib",
+        on_use="distributed matplotlib",
     ),
     "functional": Room("labelled graph align partial options versions kernels", "dask numpy"),
     "labelled": Room("align options", "dask numpy", on_use="xarray"),
@@ -149,6 +151,7 @@ def test_imports_of_other_packages() -> None:
         (
             "dask",
             {
+                "cli",
                 "evaluation",
                 "functional",
                 "labelled",

@@ -296,7 +296,7 @@ def test_said_after_the_first_slab():
     pair = [da.from_array(a, chunks=(1, 16, 40)) for a in PROBS]
     pair[0] = pair[0].map_blocks(fail, meta=np.empty((0, 0, 0)))
     with (
-        dask.config.set({"kldiv.evaluate.pairs-per-thread": 1, "kldiv.slab-size": 1}),
+        dask.config.set({"kldiv.slab-size": 1}),
         pytest.warns(EvaluationWarning, match="input looks like probabilities, not logits"),
         pytest.raises(EvaluationError, match="gone"),
     ):

@@ -16,7 +16,8 @@ import yaml
 
 import kldiv_dask
 from kldiv_dask import config, evaluate, kl_div, kl_div_summary, open_array
-from kldiv_dask.evaluation.run import Run, threads
+from kldiv_dask.evaluation import checkpoint, regions
+from kldiv_dask.evaluation.run import Pace
 from kldiv_dask.storage import ChunkReadError
 from kldiv_dask.storage.source import Source
 from tests.test_graph import stages
@@ -40,7 +41,7 @@ READERS = {
     "split-every": config.count,
     "graph-size": config.count,
     "slab-size": config.count,
-    "evaluate.pairs-per-thread": config.count,
+    "evaluate.slab-time": config.seconds,
     "evaluate.checkpoint-interval": config.seconds,
 }
 
@@ -70,7 +71,7 @@ def test_the_defaults_are_in_force_and_mean_something():
         "split-every": 32,
         "graph-size": 100_000,
         "slab-size": 50_000,
-        "evaluate.pairs-per-thread": 16,
+        "evaluate.slab-time": 4.0,
         "evaluate.checkpoint-interval": 60.0,
     }
 
@@ -116,7 +117,7 @@ REFUSED = [
     *(("retry-pauses", value, PAUSES) for value in [*NONSENSE, 2, "1 s", [1, "abc"], [-1], [True]]),
     *(
         (key, value, "a whole number from 1 on")
-        for key in ("files-checked", "graph-size", "slab-size", "evaluate.pairs-per-thread")
+        for key in ("files-checked", "graph-size", "slab-size")
         for value in ("abc", "8", None, True, 0, -1, 2.0)
     ),
 ]
@@ -181,12 +182,29 @@ def test_sizes_of_graphs_are_checked_when_they_count(key):
         lazy.compute()
 
 
-@pytest.mark.parametrize(("each", "most", "wanted"), [(3, 50_000, 3 * threads("sync")), (3, 2, 2)])
-def test_slabs_of_evaluations(each, most, wanted):
-    options = {"resume": False, "interval": None, "skip": False, "scheduler": "sync"}
-    with dask.config.set({"kldiv.evaluate.pairs-per-thread": each, "kldiv.slab-size": most}):
-        run = Run((0,), lambda box: None, None, {}, dict, **options)
-    assert run.slab == wanted
+def sizes(pairs, threads, seconds_each, most=50_000):
+    """How many pairs the graphs take, if each pair takes so long on its thread."""
+    found = []
+    with dask.config.set({"kldiv.evaluate.slab-time": "4 s", "kldiv.slab-size": most}):
+        pace = Pace(pairs)
+        while pairs:
+            taken = min(pace.pairs(threads), pairs)
+            pace.took(taken, seconds_each * -(-taken // threads))
+            found.append(taken)
+            pairs -= taken
+    return found
+
+
+def test_slabs_of_evaluations_take_a_few_seconds():
+    # A second each: four pairs for each thread, once the first is done.
+    assert sizes(1000, 2, 1.0)[:4] == [2, 8, 8, 8]
+    # What is quick comes in growing parts, of which there are enough to see it move.
+    quick = sizes(1000, 2, 0.001)
+    assert quick[:4] == [2, 8, 32, 40]
+    assert len(quick) >= 25
+    # No thread is without work, and no graph larger than configured.
+    assert sizes(64, 16, 100.0) == [16] * 4
+    assert set(sizes(64, 16, 100.0, most=3)) == {3, 1}
 
 
 @pytest.mark.parametrize(
@@ -194,20 +212,21 @@ def test_slabs_of_evaluations(each, most, wanted):
     [("0 s", None, True), ("1 hour", None, False), ("0 s", 3600, False), ("1 hour", 0, True)],
 )
 def test_checkpoint_interval(tmp_path, configured, given, early):
-    """Of two slabs, the second finds a checkpoint, or there is none until the end."""
+    """After the first of three slabs there is a checkpoint, which the second may write anew."""
     path, seen = tmp_path / "checkpoint", []
 
     def look(block):
-        seen.append(path.exists())
+        known = checkpoint.loads(path.read_bytes(), "")[0] if path.exists() else {"done": []}
+        seen.append(sum(map(regions.size, known["done"])))
         return block
 
-    x, t = (da.from_array(np.array([[0, 1, i], [1, 2, 0]]) + 0.5, chunks=(1, 3)) for i in range(2))
-    settings = {"checkpoint-interval": configured, "pairs-per-thread": 1}
-    with dask.config.set({"kldiv.evaluate": settings, "kldiv.slab-size": 1}):
-        watched = x.map_blocks(look, dtype=x.dtype, meta=np.empty((0, 0)))
+    x, t = (da.from_array(np.arange(9.0).reshape(3, 3) + i, chunks=(1, 3)) for i in range(2))
+    with dask.config.set({"kldiv.evaluate.checkpoint-interval": configured, "kldiv.slab-size": 1}):
+        watched = (x * 1.5).map_blocks(look, dtype=x.dtype, meta=np.empty((0, 0)))
         options = {"progress": False, "scheduler": "sync", "checkpoint": path}
         evaluate(watched, t, checkpoint_interval=given, **options)
-    assert (seen, path.exists()) == ([False, early], True)
+    assert seen == [0, 1, 2 if early else 1]
+    assert checkpoint.loads(path.read_bytes(), "")[0]["done"] == [[[0, 3]]]
 
 
 # On workers
@@ -259,7 +278,7 @@ import sys
 import kldiv_dask
 assert not {"numpy", "numba", "dask.array", "distributed"} & set(sys.modules)
 import dask
-print(dask.config.get("kldiv.slab-size"), dask.config.get("kldiv.evaluate.pairs-per-thread"))
+print(dask.config.get("kldiv.slab-size"), dask.config.get("kldiv.evaluate.slab-time"))
 print(kldiv_dask.open_array(sys.argv[1]).numblocks[0])
 """
 
@@ -271,10 +290,10 @@ def told(stored, **environment):
 
 def test_environment_and_file(stored, tmp_path):
     """Variables come before files, and files before the defaults."""
-    written = {"chunk-size": "4 kiB", "slab_size": 300, "evaluate": {"pairs-per-thread": 4}}
+    written = {"chunk-size": "4 kiB", "slab_size": 300, "evaluate": {"slab-time": "8s"}}
     (tmp_path / "dask.yaml").write_text(yaml.safe_dump({"kldiv": written}))
-    assert told(stored, DASK_KLDIV__CHUNK_SIZE="1kiB") == ["50000", "16", "8"]
+    assert told(stored, DASK_KLDIV__CHUNK_SIZE="1kiB") == ["50000", "4", "s", "8"]
     file = {"DASK_CONFIG": str(tmp_path / "dask.yaml")}
-    assert told(stored, **file) == ["300", "4", "2"]
-    variables = {"DASK_KLDIV__CHUNK_SIZE": "1024", "DASK_KLDIV__EVALUATE__PAIRS_PER_THREAD": "2"}
+    assert told(stored, **file) == ["300", "8s", "2"]
+    variables = {"DASK_KLDIV__CHUNK_SIZE": "1024", "DASK_KLDIV__EVALUATE__SLAB_TIME": "2"}
     assert told(stored, **file, **variables) == ["300", "2", "8"]

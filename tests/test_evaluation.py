@@ -400,7 +400,11 @@ def test_bits_of_merges(whole, seed):
 
 REFUSED = {
     "kind": ({"kind": "odds"}, ValueError, "kind must be one of 'logits', .*, got 'odds'"),
-    "on_error": ({"on_error": "ignore"}, ValueError, "on_error is 'ignore'; accepted are 'raise'"),
+    "on_error": (
+        {"on_error": "ignore"},
+        ValueError,
+        "on_error must be 'raise' or 'skip', got 'ignore'",
+    ),
     "cluster_axis": ({"cluster_axis": 2}, ValueError, "cluster_axis is 2; the positions have 2"),
     "cluster_axis-type": ({"cluster_axis": "a"}, TypeError, "cluster_axis is 'a'; accepted is an"),
     "temperature": (
@@ -415,8 +419,16 @@ REFUSED = {
     "groups-type": ({"groups": np.ones(3)}, TypeError, "groups is of dtype float64; .*strings"),
     "labels-type": ({"labels": np.ones(3)}, TypeError, "labels is of dtype float64; .*integer"),
     "labels": ({"labels": np.zeros(2, int)}, ValueError, r"labels of shape \(2,\) .*\(4, 3\)"),
-    "checkpoint": ({"checkpoint": "s3://bucket/x"}, ValueError, "checkpoint is 's3://bucket/x'"),
-    "folder": ({"checkpoint": "no/such/x"}, ValueError, "checkpoint is 'no/such/x'; .* exists"),
+    "checkpoint": (
+        {"checkpoint": "s3://bucket/x"},
+        ValueError,
+        "checkpoint must be a file .*, got 's3://bucket/x'",
+    ),
+    "folder": (
+        {"checkpoint": "no/such/x"},
+        ValueError,
+        "checkpoint must be a file .* exists, got 'no/such/x'",
+    ),
 }
 
 

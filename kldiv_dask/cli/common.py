@@ -111,6 +111,12 @@ def in_options(message: str) -> str:
     return message
 
 
+def say(doing: str) -> None:
+    """Say what is done before there is any progress, on the line that progress comes on."""
+    if sys.stderr.isatty():
+        click.echo(f"{CLEAR}{doing} ...", nl=False, err=True)
+
+
 def check_cluster(scheduler: str | None, workers: int | None, threads: int | None) -> None:
     """Refuse options that contradict each other."""
     if scheduler and (workers or threads):
@@ -124,9 +130,11 @@ def cluster(scheduler: str | None, workers: int | None, threads: int | None) -> 
     """Connect to a running cluster, or to one that is started for the time of the context."""
     with contextlib.ExitStack() as stack:
         if scheduler:
+            say("connecting to the cluster")
             with failing(BAD_INPUT, f"--scheduler {scheduler}: "):
                 client = stack.enter_context(connect(scheduler))
         else:
+            say("starting a cluster")
             with failing(FAILED, "no cluster could be started: "):
                 client = stack.enter_context(connect(workers=workers, threads=threads))
         for number in SIGNALS:  # on the way out; a second one would cut the cleaning up short

@@ -5,8 +5,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,12 +20,14 @@ from kldiv_dask.cli.common import (
     in_one_line,
     parse_chunks,
     reading_options,
+    say,
 )
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from kldiv_dask.evaluation import Evaluation
+    from kldiv_dask.evaluation.request import Request
 
 SMALL = "where", "groups", "labels"
 
@@ -96,7 +96,11 @@ SMALL = "where", "groups", "labels"
     help="End at chunks that can't be read, after saving; or leave them out, with a warning.",
 )
 @click.option("--html", metavar="PATH", help="Write a page with charts; needs matplotlib.")
-@click.option("--json", metavar="PATH", help="Write all numbers as JSON.")
+@click.option(
+    "--json",
+    metavar="PATH",
+    help="Write all numbers as JSON; to - for the standard output, in place of what is printed.",
+)
 @click.option("--save", metavar="PATH", help="Write what kldiv_dask.Evaluation.load reads.")
 @cluster_options
 def evaluate(
@@ -145,73 +149,76 @@ def evaluate(
                 from kldiv_dask.evaluation import figures
 
                 figures.require_matplotlib()
-            sample = _sample(input, target, **options)
+            from kldiv_dask.evaluation.request import Request
+
+            request = Request(input=input, target=target, **options)
         with cluster(scheduler, workers, threads) as client:
-            result = _run(client, sample, input, target, **options)
-        if save is not None:
-            result.save(save)
-        if json is not None:
-            result.to_json(json)
-        # What a terminal can't show must not cost the result.
-        encoding = sys.stdout.encoding or "utf-8"
-        click.echo(str(result).encode(encoding, "replace").decode(encoding))
-        if html is not None:
-            result.save_html(html)
+            result = _run(client, request)
+        _give(result, written)
 
 
 def _check_paths(read: Mapping[str, str], written: Mapping[str, str | None]) -> None:
     """Refuse files that can't be written, or that are another file of the command too."""
+    from kldiv_dask.evaluation import files
+
     known = {os.path.realpath(path): name for name, path in read.items()}
     for name, path in written.items():
         if path is None:
             continue
-        parent = Path(path).absolute().parent
-        if "://" in path or not parent.is_dir() or os.path.isdir(path):
-            raise ValueError(
-                f"{name} is {path}; accepted is a file in a local directory that exists"
-            )
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(f"{name} is {path}; the directory {parent} is not writable")
-        other = known.setdefault(os.path.realpath(path), name)
+        if name == "--checkpoint" and files.is_stdout(path):
+            raise ValueError(f"{name} must be a file, got {path}, which is the standard output")
+        files.check(path, name)
+        same = "-" if files.is_stdout(path) else os.path.realpath(path)
+        other = known.setdefault(same, name)
         if other != name:
             raise ValueError(f"{name} is {path}, which is {other} too")
 
 
-def _sample(input: str, target: str, **options: Any) -> Any:
-    """Open all arrays, and return the evaluation of arrays like them with a single element."""
-    import numpy as np
-
-    from kldiv_dask.evaluation import evaluate
-    from kldiv_dask.storage import open_array, open_pair
-
-    reading = ("chunks", "input_key", "target_key", "allow_truncated")
-    arrays = open_pair(input, target, **{name: options[name] for name in reading})
-    # Two arrays that differ, or there would be a warning.
-    pair = [np.full((1,) * a.ndim, number, a.dtype) for number, a in enumerate(arrays)]
-    for name in SMALL:
-        if options[name] is not None:
-            array = open_array(options[name])
-            one = np.ones if name == "where" else np.zeros
-            options[name] = one((1,) * array.ndim, array.dtype)
-    known = ("kind", "axis", "temperature", *SMALL, "cluster_axis", "dtype")
-    chosen = {name: options[name] for name in known}
-    work = functools.partial(evaluate, *pair, **chosen, progress=False)
-    return SimpleNamespace(compute=work)
-
-
-def _run(client: "Client", sample: Any, input: str, target: str, **options: Any) -> "Evaluation":
+def _run(client: "Client", request: "Request") -> "Evaluation":
     """Evaluate, with a line of progress if somebody can see it."""
-    from kldiv_dask.evaluation import evaluate
+    import dask
+
     from kldiv_dask.workers import warm
 
     seen = sys.stderr.isatty()
     with contextlib.ExitStack() as stack:
-        # What a slab raises is no ValueError, so these are about the arguments.
-        stack.enter_context(failing(BAD_INPUT, errors=(ValueError, TypeError, ImportError)))
+        # What a slab raises is none of these, so they are about the arguments.
+        about = (ValueError, TypeError, ImportError, BlockingIOError)
+        stack.enter_context(failing(BAD_INPUT, errors=about))
         if seen:
             stack.callback(click.echo, CLEAR, nl=False, err=True)
-        stack.enter_context(warm(client, sample))
-        return evaluate(input, target, **options, progress=seen, scheduler=client)
+        say("compiling the kernels on the workers, unless they are stored from an earlier run")
+        work = functools.partial(dask.compute, request.sample(), scheduler="synchronous")
+        stack.enter_context(warm(client, work))
+        return request.run(progress=seen, scheduler=client)
+
+
+def _give(result: "Evaluation", written: Mapping[str, str | None]) -> None:
+    """Write a result to files and print it, all that can be; then say what could not be."""
+    from kldiv_dask.evaluation import files
+
+    ways: dict[str, Callable[[str], Any]] = {
+        "--save": result.save,
+        "--json": result.to_json,
+        "--html": result.save_html,
+    }
+    failed, printed = [], True
+    for name, write in ways.items():
+        path = written[name]
+        if path is None:
+            continue
+        printed = printed and not files.is_stdout(path)
+        try:
+            write(path)
+        except Exception as error:
+            failed.append(f"{name} {path} could not be written: {error}")
+            printed = True
+    if printed:
+        # What a terminal can't show must not cost the result.
+        encoding = sys.stdout.encoding or "utf-8"
+        click.echo(str(result).encode(encoding, "replace").decode(encoding))
+    if failed:
+        raise OSError("; ".join(failed))
 
 
 def _hint(checkpoint: str | None, no_resume: bool) -> Callable[[], str]:

@@ -1,13 +1,12 @@
 """The file that a run is resumed from.
 
 One line says what the file is and the SHA-256 of the rest, which is NumPy's ``.npz`` format. A
-checkpoint is written under another name and moved to its own, so that there is always a whole one.
+checkpoint is written whole, so that there is always one.
 """
 
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.align import Box
+from kldiv_dask.evaluation import files
 from kldiv_dask.evaluation.data import Identities, differences
 from kldiv_dask.evaluation.errors import CheckpointError
 from kldiv_dask.evaluation.regions import size
@@ -118,27 +118,7 @@ def save(path: Path, options: dict[str, Any], data: Identities, progress: Progre
     """Write a checkpoint in the place of the one before, if there is one."""
     header = progress._asdict() | {"options": options, "data": data}
     state = header.pop("state")
-    write_atomically(path, dumps(header, state))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that under its name there is always a whole one, or none."""
-    # What a killed process has left behind is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.write(path, dumps(header, state))
 
 
 def load(path: Path, options: dict[str, Any], data: Identities, *, adopt: bool) -> Progress:

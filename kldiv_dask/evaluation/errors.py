@@ -5,6 +5,10 @@ class EvaluationError(RuntimeError):
     """Some positions could not be evaluated. What was done before is in the checkpoint."""
 
 
+class ClusterError(ConnectionError):
+    """The cluster was lost, so that nothing more can be computed."""
+
+
 class EvaluationWarning(UserWarning):
     """Some positions were left out, or the data are probably not what they are said to be."""
 

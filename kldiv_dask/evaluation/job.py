@@ -2,24 +2,13 @@
 
 import os
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.evaluation import regions
-from kldiv_dask.evaluation.checkpoint import Progress
-from kldiv_dask.evaluation.data import describe
-from kldiv_dask.evaluation.errors import EvaluationError
-from kldiv_dask.evaluation.operands import Arguments, prepare
-from kldiv_dask.evaluation.progress import ProgressLine
+from kldiv_dask.evaluation.request import Request
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.evaluation.run import Run, client_of
-from kldiv_dask.evaluation.warn import EarlyWarning, warn_of_result, warn_of_sources
-from kldiv_dask.options import float_dtype, resolve_temperature
 from kldiv_dask.storage.chunking import Chunks
-from kldiv_dask.versions import LAYOUT, REVISION, check_workers
 
 
 def evaluate(
@@ -179,100 +168,25 @@ def evaluate(
     >>> result.count, round(result.mean, 5), round(result.overall.top1_agreement, 2)
     (32, 0.00285, 1.0)
     """
-    temperature = resolve_temperature(temperature)
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'skip'")
-    if resume not in (True, False, "adopt"):
-        raise ValueError(f"resume must be True, False or 'adopt', got {resume!r}")
-    if dtype is not None and float_dtype(dtype) != np.float64:
-        raise ValueError(f"dtype is {dtype!r}; accepted are None and 'float64'")
-    path = None if checkpoint is None else _checked_path(checkpoint)
-    client = client_of(scheduler)
-    if client is not None:
-        check_workers(client)
-    arguments = Arguments(input, target, where, groups, labels)
-    keys = (input_key, target_key)
-    operands = prepare(
-        arguments.opened(keys, chunks=chunks, allow_truncated=allow_truncated),
+    request = Request(
+        input=input,
+        target=target,
         kind=kind,
         axis=axis,
         dim=dim,
         temperature=temperature,
+        where=where,
+        groups=groups,
+        labels=labels,
         cluster_axis=cluster_axis,
-        wide=dtype is not None,
-        stacklevel=2,
-    )
-    missing = operands.missing_chunks(scheduler)
-    warn_of_sources(operands.data, missing)
-    plan = operands.plan
-    options = {
-        "kind": plan.kind,
-        "classes": operands.pair.chunks[-1][0],
-        "shape": list(plan.shape),
-        "temperature": temperature,
-        "computed_in": plan.dtype.name,
-        "generalized": plan.generalized,
-        "cluster_axis": plan.cluster_axis,
-        "layout": LAYOUT,
-        "revision": REVISION,
-    }
-    run = Run(
-        plan.shape,
-        operands.grid,
-        path,
-        options,
-        operands.data.identities,
+        dtype=dtype,
+        chunks=chunks,
+        input_key=input_key,
+        target_key=target_key,
+        allow_truncated=allow_truncated,
+        checkpoint=checkpoint,
+        checkpoint_interval=checkpoint_interval,
         resume=resume,
-        interval=checkpoint_interval,
-        skip=on_error == "skip",
-        scheduler=scheduler,
+        on_error=on_error,
     )
-    total = regions.size(regions.whole(plan.shape))
-    early = EarlyWarning(plan.kind)
-    line = ProgressLine(total, int(operands.pair.nbytes), run, path) if progress else None
-
-    def notify(so_far: Progress) -> None:
-        early(so_far)
-        if line is not None:
-            line(so_far)
-
-    end = run.walk(notify)
-    if run.left:
-        operands.data.check_unchanged()
-    if end.state is None:
-        why = f": {end.skipped[0]['error']}" if end.skipped else ""
-        raise EvaluationError(f"no position could be evaluated{why}")
-    provenance = {
-        "input": describe(input, input_key),
-        "target": describe(target, target_key),
-        **{name: options[name] for name in _SHOWN},
-        "dtype": operands.pair.input.dtype.name,
-        "seconds": round(end.seconds, 3),
-        **operands.remarks(),
-        **({"taken_over": _taken_over(run.found, total, path)} if run.found else {}),
-    }
-    options |= operands.present() | {"each": plan.each}
-    result = Evaluation(end.state, options, provenance, end.skipped, missing)
-    warn_of_result(result, early)
-    return result
-
-
-# Of the options, what a report shows.
-_SHOWN = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "layout", "revision")
-
-
-def _taken_over(found: int, total: int, path: Path | None) -> str:
-    """Say how much of a result is from a checkpoint."""
-    if found == total:
-        return f"all positions, nothing was read: {path}"
-    return f"{found:,} of {total:,} positions: {path}"
-
-
-def _checked_path(checkpoint: str | os.PathLike[str]) -> Path:
-    path = Path(checkpoint).absolute()
-    if "://" in os.fspath(checkpoint) or not path.parent.is_dir() or path.is_dir():
-        raise ValueError(
-            f"checkpoint is {os.fspath(checkpoint)!r}; accepted is a file in a local directory that"
-            " exists"
-        )
-    return path
+    return request.run(progress=progress, scheduler=scheduler)

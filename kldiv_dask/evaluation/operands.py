@@ -83,6 +83,20 @@ class Operands(NamedTuple):
         pair = self.pair if whole else self.pair.of_positions(box)
         return Grid(box, states, pair.chunks[:-1])
 
+    def sample(self) -> da.Array:
+        """Return the states of arrays of the same types that have one position and one class."""
+        ndim = self.pair.ndim
+        input, target = (
+            da.zeros((1,) * a.ndim, a.dtype) for a in (self.pair.input, self.pair.target)
+        )
+        pair = self.pair._replace(input=input, target=target, chunks=((1,),) * ndim)
+        by_position = {
+            name: None if a is None else da.full((1,) * a.ndim, name == "where", a.dtype)
+            for name, a in self.by_position.items()
+        }
+        plan = self.plan._replace(shape=(1,) * (ndim - 1))
+        return graph.states(pair, by_position, plan)
+
     def present(self) -> dict[str, bool]:
         """Say which arrays by position there are."""
         return {name: array is not None for name, array in self.by_position.items()}

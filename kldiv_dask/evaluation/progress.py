@@ -39,7 +39,7 @@ class ProgressLine:
         self._file = sys.stderr if file is None else file
         self._start = time.monotonic()
         self._width = 0
-        found, pairs = run.found, run.pairs
+        found, pairs = run.found, run.left.pairs
         if not run.left:
             self._write(f"100%, all of it from {path}, nothing to read", end="\n")
             return

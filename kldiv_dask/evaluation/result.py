@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.evaluation import checkpoint, doubts, figures, report
+from kldiv_dask.evaluation import checkpoint, doubts, figures, files, report
 from kldiv_dask.evaluation.statistics import Labels, Statistics, statistics
 from kldiv_dask.statistics import state as states
 from kldiv_dask.statistics.state import CHECKS, State
@@ -246,7 +246,7 @@ class Evaluation:
         """
         text = json.dumps(_json(self.to_dict()), indent=indent, allow_nan=False)
         if path is not None:
-            checkpoint.write_atomically(Path(path), text.encode())
+            files.write(path, f"{text}\n".encode())
         return text
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -257,7 +257,7 @@ class Evaluation:
             "skipped": self.skipped,
             "missing": self.missing,
         }
-        checkpoint.write_atomically(Path(path), checkpoint.dumps(header, self.state))
+        files.write(path, checkpoint.dumps(header, self.state))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
@@ -273,7 +273,7 @@ class Evaluation:
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that has everything, with figures, and needs no other file."""
-        checkpoint.write_atomically(Path(path), report.page(self.to_dict()).encode())
+        files.write(path, report.page(self.to_dict()).encode())
 
     def _repr_html_(self) -> str:
         return report.fragment(self.to_dict())

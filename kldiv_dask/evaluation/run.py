@@ -4,7 +4,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,14 @@ from kldiv_dask.align import Box
 from kldiv_dask.evaluation import checkpoint, regions
 from kldiv_dask.evaluation.checkpoint import Progress, Sample
 from kldiv_dask.evaluation.data import Identities
-from kldiv_dask.evaluation.errors import CheckpointError, EvaluationError, EvaluationWarning
+from kldiv_dask.evaluation.errors import (
+    CheckpointError,
+    ClusterError,
+    EvaluationError,
+    EvaluationWarning,
+)
 from kldiv_dask.graph import merged_state
-from kldiv_dask.kernels.segments import pieces
+from kldiv_dask.kernels.segments import first_piece, pieces
 from kldiv_dask.statistics.state import State, merge
 
 Slices = tuple[slice, ...]
@@ -36,11 +41,27 @@ def client_of(scheduler: Any) -> Any:
     return client if hasattr(client, "nthreads") else None
 
 
+def is_lost(error: Exception, client: Any) -> bool:
+    """Whether an error is of a cluster that computes nothing any more, not of a task."""
+    if client is None:
+        return False
+    from distributed import CancelledError
+    from distributed.scheduler import NoValidWorkerError
+
+    # A scheduler that ends, or that somebody restarts, drops all tasks.
+    return isinstance(error, CancelledError | NoValidWorkerError) or client.status != "running"
+
+
 def threads(scheduler: Any) -> int:
     """Return how many pairs of chunks are worked on at once."""
     client = client_of(scheduler)
-    count = os.cpu_count() if client is None else sum(client.nthreads().values())
-    return max(count or 1, 1)
+    if client is None:
+        return os.cpu_count() or 1
+    try:
+        count: int = sum(client.nthreads().values())
+        return max(count, 1)
+    except Exception as error:
+        raise ClusterError(f"the cluster was lost: {error}") from error
 
 
 class Grid(NamedTuple):
@@ -54,6 +75,11 @@ class Grid(NamedTuple):
         """Yield parts of at most so many pairs of chunks."""
         return pieces(self.states.numblocks, most)
 
+    @property
+    def pairs(self) -> int:
+        """How many pairs of chunks there are."""
+        return math.prod(self.states.numblocks)
+
     def part(self, place: Slices) -> "Grid":
         """Return the grid of some of the pairs."""
         spans, chunks = [], []
@@ -62,6 +88,57 @@ class Grid(NamedTuple):
             spans.append((ends[cut.start], ends[: cut.stop + 1][-1]))
             chunks.append(lengths[cut])
         return Grid(tuple(spans), self.states[place], tuple(chunks))
+
+
+class Pace:
+    """How many pairs of chunks the next graph takes, so that it takes a few seconds.
+
+    Parameters
+    ----------
+    pairs : int
+        How many there are in all.
+    """
+
+    # The line of progress moves so often, at least, where there are enough pairs for all threads.
+    _PARTS = 25
+    # The first graph compiles the kernels, and a pair may be from a cache: the next is not much
+    # larger than the one before, whatever that took.
+    _GROWTH = 4
+
+    def __init__(self, pairs: int) -> None:
+        self._wanted = config.seconds("evaluate.slab-time")
+        self._most = min(config.count("slab-size"), max(pairs // self._PARTS, 1))
+        self._next = 1.0
+
+    def pairs(self, threads: int) -> int:
+        """Return how many pairs to take; as many for each thread, and one at least."""
+        each = int(min(self._next, self._most) // threads)
+        return min(max(each, 1) * threads, config.count("slab-size"))
+
+    def took(self, pairs: int, seconds: float) -> None:
+        """Learn how long so many pairs took."""
+        rate = pairs / max(seconds, 1e-9)
+        self._next = min(rate * self._wanted, max(self._next, pairs) * self._GROWTH)
+
+
+class Left:
+    """The pairs of chunks that are left to do, in order."""
+
+    def __init__(self, grids: Sequence[Grid]) -> None:
+        self.pairs = sum(grid.pairs for grid in grids)
+        self._parts = [(grid, regions.whole(grid.states.numblocks)) for grid in grids]
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def take(self, most: int) -> Grid:
+        """Return the next of them, at most so many."""
+        grid, box = self._parts.pop(0)
+        lengths = [stop - start for start, stop in box]
+        spans = zip(box, first_piece(lengths, most), strict=True)
+        taken = tuple((start, start + length) for (start, _), length in spans)
+        self._parts[:0] = [(grid, rest) for rest in regions.left_over(box, [taken])]
+        return grid.part(tuple(slice(*span) for span in taken))
 
 
 class Run:
@@ -106,36 +183,42 @@ class Run:
         self._interval = (
             config.seconds("evaluate.checkpoint-interval") if interval is None else interval
         )
-        self._compute_options = {} if scheduler is None else {"scheduler": scheduler}
-        each = config.count("evaluate.pairs-per-thread")
-        self.slab = min(each * threads(scheduler), config.count("slab-size"))
+        self._scheduler = scheduler
         self.progress = Progress(done=[], samples=[], seconds=0.0, skipped=[], state=None)
+        self._written = 0  # how many positions are done in the checkpoint
         if path is not None and resume and path.exists():
             self.progress = checkpoint.load(path, options, self._data, adopt=resume == "adopt")
             if resume == "adopt":
                 self._compare_samples()
+            else:
+                self._written = self.progress.positions
         self.found = self.progress.positions
         everything = regions.whole(shape)
-        self.left = [grid_of(box) for box in regions.left_over(everything, self.progress.done)]
+        boxes = regions.left_over(everything, self.progress.done)
+        self.left = Left([grid_of(box) for box in boxes])
 
     def walk(self, notify: Notify) -> Progress:
         """Do what is left, and return the end; save it, or what there is where it ends early."""
         try:
             self._walk(notify)
         finally:
-            self._save()
+            self._save("what was done since it was last written is in no file")
         return self.progress
 
     def _walk(self, notify: Notify) -> None:
-        start = saved = time.monotonic()
+        start = time.monotonic()
+        saved = -math.inf  # after the first slab too, as a run that is stopped goes on from it
         before = self.progress.seconds
-        slabs = (grid.part(place) for grid in self.left for place in grid.slabs(self.slab))
-        for slab in slabs:
+        pace = Pace(self.left.pairs)
+        while self.left:
+            began = time.monotonic()
+            slab = self.left.take(pace.pairs(threads(self._scheduler)))
             state, skipped = self._computed(slab)
             now = time.monotonic()
+            pace.took(slab.pairs, now - began)
             self.progress = self._after(slab.box, state, skipped, before + now - start)
             if now - saved >= self._interval:
-                self._save()
+                self._save(f"the run goes on, and tries again in {self._interval:g} s")
                 saved = now
             notify(self.progress)
 
@@ -158,9 +241,17 @@ class Run:
             state=merge(known) if known else None,
         )
 
-    def _save(self) -> None:
-        if self._path is not None:
+    def _save(self, otherwise: str) -> None:
+        """Write the checkpoint if there is something new; if it can't be, say so and what then."""
+        done = self.progress.positions
+        if self._path is None or done == self._written:
+            return
+        try:
             checkpoint.save(self._path, self._options, self._data, self.progress)
+            self._written = done
+        except OSError as error:
+            message = f"checkpoint {self._path} could not be written: {error}; {otherwise}"
+            warnings.warn(message, EvaluationWarning, stacklevel=5)
 
     def _compare_samples(self) -> None:
         """Compute the first, a middle and the last again of the slabs that a checkpoint knows."""
@@ -168,7 +259,8 @@ class Run:
         for index in sorted({0, len(samples) // 2, len(samples) - 1} if samples else ()):
             sample = samples[index]
             grid = self._grid_of(sample.box)
-            state = merge([self._compute(grid.part(place)) for place in grid.slabs(self.slab)])
+            most = threads(self._scheduler)
+            state = merge([self._compute(grid.part(place)) for place in grid.slabs(most)])
             if checkpoint.digest(state) != sample.digest:
                 raise CheckpointError(
                     f"checkpoint {self._path} is of other data: positions "
@@ -180,7 +272,7 @@ class Run:
         """Compute a slab, or what of it can be computed."""
         try:
             return self._compute(slab), []
-        except (ConnectionError, TimeoutError):
+        except ClusterError:
             raise  # there is nobody to compute another
         except Exception as error:
             if not self._skip:
@@ -191,7 +283,7 @@ class Run:
             pair = slab.part(place)
             try:
                 found.append(self._compute(pair))
-            except (ConnectionError, TimeoutError):
+            except ClusterError:
                 raise
             except Exception as error:
                 message = f"positions {regions.text(pair.box)} are left out: {error}"
@@ -201,11 +293,12 @@ class Run:
         return merge(found) if found else None, skipped
 
     def _compute(self, slab: Grid) -> State:
-        (found,) = dask.compute(merged_state(slab.states), **self._compute_options)
+        options = {} if self._scheduler is None else {"scheduler": self._scheduler}
+        try:
+            (found,) = dask.compute(merged_state(slab.states), **options)
+        except Exception as error:
+            if is_lost(error, client_of(self._scheduler)):
+                raise ClusterError(f"the cluster was lost: {error}") from error
+            raise
         state: State = found.reshape(-1)[0]
         return state
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs of chunks are left to do."""
-        return sum(math.prod(grid.states.numblocks) for grid in self.left)

@@ -45,4 +45,4 @@ def warn_of_result(result: Evaluation, early: EarlyWarning) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, EvaluationWarning, stacklevel=4)
+    warnings.warn(message, EvaluationWarning, stacklevel=6)

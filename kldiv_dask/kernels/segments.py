@@ -70,12 +70,26 @@ def row_segments(*operands: Array) -> Iterator[tuple[Array, ...]]:
 
 def pieces(shape: tuple[int, ...], most: int) -> Iterator[Slices]:
     """Cut a shape into pieces of at most `most` elements, each a run in C order."""
-    cuts = []
+    cuts = [
+        [slice(start, start + step) for start in range(0, length, step)]
+        for length, step in zip(shape, first_piece(shape, most), strict=True)
+    ]
+    return itertools.product(*cuts)
+
+
+def first_piece(shape: Sequence[int], most: int) -> tuple[int, ...]:
+    """Return the shape of the first of the pieces of at most `most` elements.
+
+    Examples
+    --------
+    >>> first_piece((4, 3, 2), 7)
+    (1, 3, 2)
+    """
+    steps = []
     for length in reversed(shape):
-        step = max(min(length, most), 1)
-        cuts.append([slice(start, start + step) for start in range(0, length, step)])
+        steps.append(max(min(length, most), 1))
         most //= max(length, 1)
-    return itertools.product(*reversed(cuts))
+    return tuple(reversed(steps))
 
 
 class Buffers:
