@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import signal
+import socket
+import ssl
 import sys
 import tempfile
 import warnings
@@ -82,7 +84,15 @@ def connect(
         else:
             _check_security(scheduler)
             # As a default, a client that can't connect would stay so, and computations would hang.
-            client = Client(scheduler, timeout=CONNECT_TIMEOUT, set_as_default=False)
+            try:
+                client = Client(scheduler, timeout=CONNECT_TIMEOUT, set_as_default=False)
+            except OSError as error:
+                if not scheduler.startswith("tls://") and _speaks_tls(scheduler):
+                    raise ConnectionError(
+                        "the scheduler there takes encrypted connections only: use tls://, with"
+                        " the certificates of Dask's configuration"
+                    ) from error
+                raise
             stack.enter_context(client)
             _check_imports(client)
             try:
@@ -145,12 +155,31 @@ def _check_security(scheduler: str) -> None:
         )
 
 
+def _speaks_tls(scheduler: str) -> bool:
+    """Whether what listens at an address answers a TLS handshake, however it likes the rest."""
+    host, _, port = scheduler.partition("://")[2].rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Nothing is sent, so it does not matter who it is.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT) as plain,
+            context.wrap_socket(plain),
+        ):
+            return True
+    except ssl.SSLError as error:
+        # An alert, such as that a certificate is wanted, is part of TLS as well.
+        return "ALERT" in str(error.reason or "")
+    except (OSError, ValueError):
+        return False
+
+
 def _check_imports(client: "Client") -> None:
     """Refuse a cluster without this package: its workers would die of it, and tasks would wait."""
     client.run_on_scheduler(importlib.import_module, "kldiv_dask")
     imported = client.run(importlib.import_module, "kldiv_dask", on_error="return")
     for worker, result in imported.items():
-        if isinstance(result, Exception):
+        if isinstance(result, Exception) and not isinstance(result, OSError):  # one that has left
             raise ImportError(f"worker {worker} cannot import kldiv_dask: {result}")
     check_workers(client)
     if not imported:
