@@ -33,6 +33,22 @@ def size(key: str) -> int:
     return int(found)
 
 
+def flag(key: str) -> bool:
+    """Return a choice between true and false.
+
+    Examples
+    --------
+    >>> import dask
+    >>> with dask.config.set({"kldiv.map-files": False}):
+    ...     flag("map-files")
+    False
+    """
+    value = _get(key)
+    if not isinstance(value, bool):
+        raise _refused(key, value, "true or false")
+    return value
+
+
 def count(key: str, least: int = 1) -> int:
     """Return a whole number.
 

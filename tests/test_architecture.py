@@ -43,7 +43,7 @@ HOUSE = {
     ),
     "functional": Room("labelled graph align partial options versions kernels", "dask numpy"),
     "labelled": Room("align options", "dask numpy", on_use="xarray"),
-    "graph": Room("align statistics partial options config kernels", "dask numpy"),
+    "graph": Room("align statistics partial options storage config kernels", "dask numpy"),
     "statistics": Room("partial kernels", "numpy"),
     "align": Room("", "dask numpy"),
     "partial": Room("kernels", "numpy"),

@@ -36,6 +36,7 @@ DEFAULTS = dict(leaves(yaml.safe_load(TEXT)["kldiv"]))
 
 READERS = {
     "chunk-size": config.size,
+    "map-files": config.flag,
     "retry-pauses": config.pauses,
     "files-checked": config.count,
     "split-every": config.count,
@@ -66,6 +67,7 @@ def test_the_defaults_are_in_force_and_mean_something():
     assert {key: dask.config.get(key) for key in DEFAULTS} == DEFAULTS
     assert {key: read(key) for key, read in READERS.items()} == {
         "chunk-size": 2**27,
+        "map-files": True,
         "retry-pauses": [0.5, 2.0],
         "files-checked": 10_000,
         "split-every": 32,

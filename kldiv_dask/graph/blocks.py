@@ -15,6 +15,7 @@ from kldiv_dask.kernels import pointwise
 from kldiv_dask.kernels.pointwise import Chunk, Mask, Term
 from kldiv_dask.kernels.rows import OUTPUTS, RowSums
 from kldiv_dask.options import Kind
+from kldiv_dask.storage import check_maps
 
 Shape = tuple[int, ...]
 
@@ -59,7 +60,9 @@ def of_pair(name: str) -> Callable[[Function], Any]:
             **options: Any,
         ) -> Any:
             shape = _checked_shape(input, target, where, matching, masked)
-            return function(input, target, where, shape, **options)
+            found = function(input, target, where, shape, **options)
+            check_maps(input, target, where)
+            return found
 
         return checked
 

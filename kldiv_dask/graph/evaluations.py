@@ -12,6 +12,7 @@ from kldiv_dask.graph.stages import stage
 from kldiv_dask.graph.tree import fan_in, unchanged
 from kldiv_dask.statistics import state
 from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
+from kldiv_dask.storage import check_maps
 
 # States of many groups take megabytes.
 FAN_IN = 8
@@ -32,6 +33,7 @@ def _evaluate(
     found = evaluate_chunks(
         input, target, start, small.get("where"), small.get("groups"), small.get("labels"), plan
     )
+    check_maps(input, target, *small.values())
     return _boxed(found, ndim + 1)
 
 

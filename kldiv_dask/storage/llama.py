@@ -154,12 +154,15 @@ class LogProbsSource(MappedSource):
             leave zeros in a file that had got its size but not all of its contents.
         """
         chunks, rows, classes = (i if isinstance(i, slice) else slice(i, i + 1) for i in index)
-        heads = self.view("<f4", (*self.shape[:2], 2), self.offset - 8, (*self.strides[:2], 4))
-        heads = heads[chunks, rows]
+        heads = self.region(
+            *("<f4", (*self.shape[:2], 2), self.offset - 8, (*self.strides[:2], 4)),
+            (chunks, rows, slice(None)),
+        )
         codes = MappedSource.read(self, (chunks, rows, slice(None)))
         with np.errstate(over="ignore", invalid="ignore"):  # as there may be in damaged rows
             values, sums = _decode(heads, codes, classes)
             damage = _first_damage(heads, codes, sums)
+        self.check_unchanged()
         if damage is not None:
             (chunk, row), found = damage
             n_chunk, n_row, _ = self.shape

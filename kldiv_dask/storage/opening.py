@@ -13,6 +13,7 @@ from dask.blockwise import Blockwise
 from kldiv_dask.storage import hdf5, llama, npy, safetensors, zarr
 from kldiv_dask.storage.chunking import Chunks, NormalisedChunks, plan_chunks, restrict
 from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalise_path
+from kldiv_dask.storage.text import printable_errors
 
 PathLike = str | os.PathLike[str]
 
@@ -33,6 +34,7 @@ class Format(Protocol):
 FORMATS: tuple[Format, ...] = (npy, safetensors, zarr, hdf5, llama)
 
 
+@printable_errors()
 def open_array(
     path: PathLike, *, chunks: Chunks = None, key: str | None = None, allow_truncated: bool = False
 ) -> da.Array:
@@ -52,10 +54,10 @@ def open_array(
         - a base file of llama.cpp, from ``llama-perplexity --save-all-logits``, under any name.
     chunks : int, str, tuple, mapping or None, optional
         Chunks to read. By default about 128 MiB each, or what ``kldiv.chunk-size`` of Dask's
-        configuration says, whole multiples of the stored chunks (of the shards if there are any),
-        leading axes split before the last one; a stored chunk larger than that is read whole. In a
-        Fortran-ordered ``.npy`` file trailing axes are split first. A size such as ``'64 MiB'``
-        sets another limit; anything else is as in `dask.array.from_array`.
+        configuration says, whole multiples of the shards where these fit, else of the stored
+        chunks, leading axes split before the last one; a stored chunk that is larger is read whole.
+        In a Fortran-ordered ``.npy`` file trailing axes are split first. A size such as
+        ``'64 MiB'`` sets another limit; anything else is as in `dask.array.from_array`.
     key : str, optional
         Path of the array within a Zarr group or an HDF5 file, or name of the tensor; where an HDF5
         or ``.safetensors`` file holds only one, it can be left out. Of a base file of llama.cpp,
@@ -70,9 +72,9 @@ def open_array(
     -------
     dask.array.Array
         Array of the stored shape and dtype, in native byte order. Chunks of ``.npy`` and
-        ``.safetensors`` files are read-only views of the file. Opening the same file again gives
-        the same keys; writing the file, or Zarr metadata, gives new ones, as long as the time of
-        writing is another. Of floating arrays in Zarr and HDF5, what their CF attributes
+        ``.safetensors`` files are read-only views of a map of the file. Opening the same file again
+        gives the same keys; writing the file, or Zarr metadata, gives new ones, as long as the time
+        of writing is another. Of floating arrays in Zarr and HDF5, what their CF attributes
         ``_FillValue`` and ``missing_value`` say has no value is NaN.
 
     Raises
@@ -93,8 +95,19 @@ def open_array(
     ChunkReadError
         At compute time, if a chunk can't be read: its file is damaged, or has changed or gone.
 
+    Warns
+    -----
+    UserWarning
+        Stored chunks are more than twice as large as chunks should be.
+
     Notes
     -----
+    A file that is mapped is looked at before each chunk, and by the functions of this package after
+    they used it: that it changed is an error. Other functions of Dask may mix old and new contents.
+    If it is cut short, or its disk fails, during the use, the system kills the process (SIGBUS).
+    Where that may be, set ``kldiv.map-files`` of Dask's configuration to False before opening, or
+    ``DASK_KLDIV__MAP_FILES=false`` for a command: chunks are read into memory, and it is an error.
+
     llama.cpp stores log-probabilities in 16 bits, and none less than 16 nats below the largest of
     its row: what is less likely is raised to that floor. ik_llama.cpp writes the same format with a
     floor of 24 nats, which is better for this purpose: write base files with it where you can.
@@ -125,6 +138,7 @@ def open_array(
     return _to_dask(source, plan_chunks([source], chunks))
 
 
+@printable_errors()
 def open_pair(
     input: PathLike,
     target: PathLike,
@@ -251,8 +265,7 @@ def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:
     return array
 
 
-# The newest sources, by the names of their arrays. Each takes 1 kB, and what asks for one follows
-# its opening soon.
+# The newest sources, by the names of their arrays.
 _SOURCES: dict[str, Source] = {}
 _MOST_SOURCES = 10_000
 _LOCK = threading.Lock()

@@ -13,12 +13,15 @@ import numpy as np
 
 from kldiv_dask import config
 from kldiv_dask.storage.contents import Contents, in_utc
+from kldiv_dask.storage.text import printable
 
 # Both ways of copying keep times to the nanosecond.
 _COPIES = (
     "; open it anew if that is meant; copies of it on several machines must keep their times"
     " (cp -p, rsync -t)"
 )
+
+_STORED_CHUNKS_AT_ONCE = 10_000
 
 REAL_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -46,7 +49,8 @@ class ChunkReadError(OSError):
 
     def __init__(self, path: str, key: str | None, region: str, reason: str) -> None:
         self.path, self.key, self.region, self.reason = path, key, region, reason
-        super().__init__(f"{display_name(path, key)} {region} could not be read: {reason}")
+        found = f"{display_name(path, key)} {region} could not be read: {printable(reason)}"
+        super().__init__(found)
 
     # OSError would be rebuilt from its one message; an error must survive the trip from a worker.
     def __reduce__(self) -> tuple[type["ChunkReadError"], tuple[str, str | None, str, str]]:
@@ -86,6 +90,19 @@ class Source(ABC):
     stored_chunks: tuple[int, ...]
     order: Literal["C", "F"]
     missing_values: tuple[float, ...] = field(default=(), kw_only=True)
+
+    @property
+    def read_units(self) -> tuple[tuple[int, ...], ...]:
+        """Regions that chunks should be whole multiples of, the best first."""
+        return (self.stored_chunks,)
+
+    @property
+    def most_elements(self) -> int:
+        """How many elements to read at a time, at most.
+
+        Libraries keep notes on each stored chunk of a read, which outgrow tiny chunks.
+        """
+        return _STORED_CHUNKS_AT_ONCE * math.prod(self.read_units[-1])
 
     @property
     def name(self) -> str:
@@ -190,8 +207,24 @@ def spans(index: tuple[Any, ...], shape: tuple[int, ...]) -> list[tuple[int, int
 
 
 def display_name(path: str, key: str | None) -> str:
-    """Name an array in a message: its path, and its key after a colon."""
-    return path if key is None else f"{path}:{key}"
+    r"""Name an array in a message: its path, and its key after a colon.
+
+    Examples
+    --------
+    >>> print(display_name("scores.h5", "red\x1b[31m"))
+    scores.h5:red\x1b[31m
+    """
+    return printable(path if key is None else f"{path}:{key}")
+
+
+def check_shape(shape: Sequence[int], dtype: np.dtype[Any], name: str) -> None:
+    """Raise ValueError, naming the array, unless an array of this shape can be."""
+    # NumPy leaves axes of length 0 out of account too.
+    if min(shape, default=0) < 0 or math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**63:
+        raise ValueError(
+            f"{name} must have lengths from 0 on and less than 2**63 bytes, got the shape"
+            f" {tuple(shape)} of {dtype}: its metadata are damaged"
+        )
 
 
 def is_url(path: str) -> bool:
