@@ -214,6 +214,7 @@ def test_a_pair_of_chunks_is_one_task(tmp_path, kinds):
         ((7, 1000), (3, 70), "f8", (7, 1000)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.* has stored chunks of 381.47 MiB")
 def test_default_chunks(tmp_path, shape, stored, dtype, expected):
     zarr.create_array(tmp_path / "x.zarr", shape=shape, chunks=stored, dtype=dtype)
     assert chunk_shape(open_array(tmp_path / "x.zarr")) == expected
@@ -223,6 +224,54 @@ def test_shards_are_the_stored_chunks_of_a_sharded_array(tmp_path):
     path = tmp_path / "x.zarr"
     zarr.create_array(path, shape=(100, 8), chunks=(2, 2), shards=(10, 4), dtype="f8")
     assert chunk_shape(open_array(path, chunks="2200 B")) == (30, 8)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("4 MiB", (2048, 256)),  # a whole shard, and as many more as fit
+        ("2 MiB", (1024, 256)),
+        ("1 MiB", (512, 256)),  # half a shard, in 8 inner chunks
+        ("64 KiB", (64, 128)),
+        ("32 KiB", (64, 64)),
+        ("24 KiB", (64, 64)),  # one inner chunk at least, without a warning if it is little more
+    ],
+)
+def test_shards_beyond_the_limit_are_read_in_part(tmp_path, limit, expected):
+    values = np.random.default_rng(0).normal(size=(4096, 256))
+    zarr.create_array(tmp_path / "x.zarr", data=values, chunks=(64, 64), shards=(1024, 256))
+    x = open_array(tmp_path / "x.zarr", chunks=limit)
+    assert chunk_shape(x) == expected
+    with dask.config.set({"kldiv.chunk-size": limit}):
+        assert open_array(tmp_path / "x.zarr").chunks == x.chunks
+    assert np.array_equal(x.blocks[:3].compute(), values[: 3 * expected[0]])
+
+
+def test_a_pair_of_shards_and_chunks_is_cut_alike(tmp_path):
+    options = {"shape": (1000, 600), "dtype": "f8"}
+    zarr.create_array(tmp_path / "x", chunks=(10, 600), shards=(1000, 600), **options)
+    zarr.create_array(tmp_path / "t", chunks=(25, 300), **options)
+    x, t = open_pair(tmp_path / "x", tmp_path / "t", chunks="500 kB")
+    assert x.chunks == t.chunks
+    assert chunk_shape(x) == (100, 600)
+
+
+def test_stored_chunks_beyond_the_limit_are_read_whole_with_a_warning(tmp_path):
+    zarr.create_array(tmp_path / "x.zarr", shape=(4096, 256), chunks=(1024, 256), dtype="f8")
+    assert chunk_shape(open_array(tmp_path / "x.zarr", chunks="1 MiB")) == (1024, 256)
+    message = r"x\.zarr has stored chunks of 2\.00 MiB, .* each thread reads .*, not 512\.00 kiB"
+    with pytest.warns(UserWarning, match=message) as caught:
+        x = open_array(tmp_path / "x.zarr", chunks="512 KiB")
+    assert chunk_shape(x) == (1024, 256)
+    assert [(one.filename, one.category) for one in caught] == [(__file__, UserWarning)]
+    with pytest.warns(UserWarning, match=message) as caught:
+        open_pair(tmp_path / "x.zarr", tmp_path / "x.zarr", chunks="512 KiB")
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_tiny_stored_chunks_are_not_read_by_the_million(tmp_path):
+    zarr.create_array(tmp_path / "x.zarr", shape=(10**6, 4), chunks=(1, 4), dtype="f8")
+    assert chunk_shape(open_array(tmp_path / "x.zarr")) == (10_000, 4)
 
 
 @pytest.mark.parametrize(("order", "chunksize"), [("C", (5, 6)), ("F", (10, 3))])
@@ -254,6 +303,7 @@ def stored_pairs(draw):
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(stored_pairs())
+@pytest.mark.filterwarnings("ignore:.* has stored chunks of")
 def test_pairs_are_aligned_and_cut_no_stored_chunk(tmp_path, drawn):
     *stored, limit = drawn
     for i, (shape, chunks, dtype) in enumerate(stored):

@@ -1,15 +1,22 @@
 """Which chunks to read: whole stored chunks, of a size that suits the scheduler."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import dask
 import dask.array as da
 import numpy as np
-from dask.utils import parse_bytes
+from dask.utils import format_bytes, parse_bytes
 
 from kldiv_dask import config
 from kldiv_dask.storage.source import Source
+
+# Dask takes 5 s to cut a part out of an array of so many chunks. Of 128 MiB each they are 134 TB.
+_MOST_CHUNKS = 1_000_000
+# By how much chunks that can't be smaller may exceed their size without a warning.
+_EXCESS = 2
 
 Chunks: TypeAlias = int | str | Sequence[Any] | Mapping[int, Any] | None
 NormalisedChunks: TypeAlias = tuple[tuple[int, ...], ...]
@@ -38,7 +45,13 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
     Raises
     ------
     ValueError
-        If `chunks` or the configuration can't be understood, or `chunks` does not suit the shape.
+        If `chunks` or the configuration can't be understood, or `chunks` does not suit the shape:
+        there would be more than a million.
+
+    Warns
+    -----
+    UserWarning
+        Stored chunks have more than twice the size that was given; they are read whole.
     """
     shape = np.broadcast_shapes(*(source.shape for source in sources))
     dtype = max((source.dtype for source in sources), key=lambda dtype: dtype.itemsize)
@@ -50,12 +63,18 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
         unit = _read_unit(sources, shape, limit // dtype.itemsize)
         if chunks is None or isinstance(chunks, str):
             largest = max(sources, key=lambda source: source.nbytes)
-            chunks = _grow(unit, shape, limit // dtype.itemsize, largest.order)
+            most = min(limit // dtype.itemsize, *(source.most_elements for source in sources))
+            _warn_of_size(sources, limit)
+            chunks = _grow(unit, shape, most, largest.order)
+        _check_count(chunks, shape, math.prod(shape) * dtype.itemsize)
         planned: NormalisedChunks = da.core.normalize_chunks(
             chunks, shape=shape, dtype=dtype, previous_chunks=unit
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"chunks={chunks!r} does not suit the shape {shape}: {error}") from error
+        names = " and ".join(source.name for source in sources)
+        raise ValueError(
+            f"chunks={chunks!r} does not suit the shape {shape} of {names}: {error}"
+        ) from error
     return planned
 
 
@@ -81,18 +100,57 @@ def restrict(chunks: NormalisedChunks, shape: tuple[int, ...]) -> NormalisedChun
 def _read_unit(sources: Sequence[Source], shape: tuple[int, ...], limit: int) -> tuple[int, ...]:
     """Find the smallest chunk of the broadcast shape, in elements, that cuts no stored chunk.
 
-    Where that is over the limit, the stored chunks that are the dearest to decode twice win.
+    Where that is over the limit, inner chunks take the place of shards; and where that is too, the
+    chunks that are the dearest to decode twice win.
     """
-    units = []
-    for source in sources:
-        stored = zip(source.stored_chunks, source.shape, strict=True)
-        own = [1 if n == 1 else min(size, n) for size, n in stored]
-        units.append([1] * (len(shape) - len(own)) + own)
-    common = tuple(min(math.lcm(*sizes), n) for *sizes, n in zip(*units, shape, strict=True))
-    if math.prod(common) <= limit:
-        return common
-    cost = [math.prod(u) * s.dtype.itemsize for u, s in zip(units, sources, strict=True)]
-    return tuple(units[cost.index(max(cost))])
+    options = [[_broadcast(own, source, shape) for own in source.read_units] for source in sources]
+    fitting = [next((u for u in own if math.prod(u) <= limit), own[-1]) for own in options]
+    smallest = [own[-1] for own in options]
+    for units in [own[0] for own in options], fitting, smallest:
+        common = tuple(min(math.lcm(*sizes), n) for *sizes, n in zip(*units, shape, strict=True))
+        if math.prod(common) <= limit:
+            return common
+    cost = [math.prod(u) * s.dtype.itemsize for u, s in zip(smallest, sources, strict=True)]
+    return tuple(smallest[cost.index(max(cost))])
+
+
+def _broadcast(unit: Sequence[int], source: Source, shape: tuple[int, ...]) -> list[int]:
+    """Give what a unit of a source is in the broadcast shape; an axis of length 1 cuts none."""
+    own = [1 if n == 1 else min(size, n) for size, n in zip(unit, source.shape, strict=True)]
+    return [1] * (len(shape) - len(own)) + own
+
+
+def _warn_of_size(sources: Sequence[Source], limit: int) -> None:
+    """Warn if what is read at a time can't but be much more than was asked for."""
+    sizes = [math.prod(map(min, s.read_units[-1], s.shape)) * s.dtype.itemsize for s in sources]
+    size = max(sizes)
+    if size > _EXCESS * limit:
+        warnings.warn(
+            f"{sources[sizes.index(size)].name} has stored chunks of {format_bytes(size)}, and none"
+            f" can be read in part: each thread reads so much at a time, not {format_bytes(limit)}."
+            " Store it in smaller chunks, or ask for chunks of this size if that is meant",
+            stacklevel=5,
+        )
+
+
+def _check_count(chunks: Any, shape: tuple[int, ...], nbytes: int) -> None:
+    """Raise ValueError if there would be too many chunks, before there are."""
+    count = 1
+    each = [chunks] * len(shape) if isinstance(chunks, int) else chunks
+    if isinstance(chunks, Mapping):
+        each = [chunks.get(axis, chunks.get(axis - len(shape))) for axis in range(len(shape))]
+    for one, n in zip(each, shape, strict=False):
+        if isinstance(one, int) and one > 0:
+            count *= -(-n // one)
+        elif isinstance(one, Sequence) and not isinstance(one, str):
+            count *= len(one)
+    if any(isinstance(one, str) for one in each):  # at least, if all are as large as they may be
+        count = max(count, nbytes // parse_bytes(dask.config.get("array.chunk-size")))
+    if count > _MOST_CHUNKS:
+        raise ValueError(
+            f"there would be {count:,} chunks, and there can be {_MOST_CHUNKS:,}; ask for larger"
+            " ones, or look whether the file is damaged if its shape can't be"
+        )
 
 
 def _grow(unit: tuple[int, ...], shape: tuple[int, ...], limit: int, order: str) -> tuple[int, ...]:
@@ -100,6 +158,8 @@ def _grow(unit: tuple[int, ...], shape: tuple[int, ...], limit: int, order: str)
 
     So the classes stay whole if they can, and the chunks of an axis are about equal.
     """
+    if 0 in shape:
+        return shape
     sizes = [max(size, 1) for size in unit]
     axes = range(len(shape))
     for axis in axes if order == "F" else reversed(axes):

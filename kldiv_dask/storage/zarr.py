@@ -28,12 +28,14 @@ from kldiv_dask.storage.contents import (
 from kldiv_dask.storage.source import (
     Source,
     check_dtype,
+    check_shape,
     display_name,
     is_url,
     name_some,
     require,
     spans,
 )
+from kldiv_dask.storage.text import printable_errors
 
 DESCRIPTION = "a Zarr array or group (a directory or an fsspec URL)"
 
@@ -52,10 +54,19 @@ class ZarrSource(Source):
     version : str
         Digest of what the metadata says and when it was last written. Chunks that are rewritten
         in place leave it as it was.
+    inner_chunks : tuple of int
+        Shape of the chunks in a shard, which can be read by themselves; without shards, of the
+        stored chunks.
     """
 
     metadata: str
     version: str
+    inner_chunks: tuple[int, ...]
+
+    @property
+    def read_units(self) -> tuple[tuple[int, ...], ...]:
+        """Shards, which are files, and what is in them; see `Source.read_units`."""
+        return self.stored_chunks, self.inner_chunks
 
     def read(self, index: tuple[Any, ...]) -> Any:
         """Read and decode a region; see `Source.read`.
@@ -75,6 +86,7 @@ class ZarrSource(Source):
                     raise ValueError(f"the shard {name} is empty")
         return array[index]
 
+    @printable_errors()
     def contents(self) -> Contents:
         """Look at the files or objects of the array; see `Source.contents`.
 
@@ -258,12 +270,13 @@ class _ShardIndex(NamedTuple):
         That is damage, and reading the shard says so.
         """
         length = 16 * math.prod(self.counts)
-        start = size - length - self.checksum if self.at_end else 0
+        if size < length + self.checksum:
+            return ()
         with open(path, "rb", buffering=0) as file:
-            file.seek(max(start, 0))
+            file.seek(size - length - self.checksum if self.at_end else 0)
             data = file.read(length)
-        if start < 0 or len(data) < length:
-            return np.zeros(self.counts, bool)
+        if len(data) < length:
+            return ()
         entries = np.frombuffer(data, "<u8").reshape(*self.counts, 2)
         return (entries == 2**64 - 1).all(axis=-1)
 
@@ -340,6 +353,7 @@ def open_source(path: str, key: str | None) -> ZarrSource:
     attributes = dict(array.attrs)
     refuse_packed(attributes, path, key, "open_zarr")
     check_dtype(array.dtype, name)
+    check_shape(array.shape, array.dtype, name)
     metadata = "/".join(filter(None, (key, _METADATA[array.metadata.zarr_format])))
     return ZarrSource(
         path=path,
@@ -350,6 +364,7 @@ def open_source(path: str, key: str | None) -> ZarrSource:
         order="C",
         metadata=metadata,
         version=dask.base.tokenize(array.metadata.to_dict(), _modified(path, metadata)),
+        inner_chunks=array.chunks,
         missing_values=missing_values(attributes | _of_xarray(array), array.dtype, name),
     )
 
