@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kldiv_dask.storage.text import printable
+
 Region = tuple[tuple[int, int], ...]
 """The first and one past the last position on each axis."""
 
@@ -157,7 +159,7 @@ def change(was: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _name(contents: Contents) -> str:
-    return contents.path if contents.key is None else f"{contents.path}:{contents.key}"
+    return printable(contents.path if contents.key is None else f"{contents.path}:{contents.key}")
 
 
 def _difference(old: Contents, new: Contents) -> str:
@@ -175,8 +177,8 @@ def _difference(old: Contents, new: Contents) -> str:
         )
     if (new.newest, new.written) != (old.newest, old.written):
         return (
-            f"the newest of its {new.files} files ({new.newest}) was written {now},"
-            f" before it was {old.newest} at {then}"
+            f"the newest of its {new.files} files ({printable(new.newest)}) was written {now},"
+            f" before it was {printable(old.newest)} at {then}"
         )
     return "names, sizes or times of its files are others"
 

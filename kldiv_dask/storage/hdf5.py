@@ -1,5 +1,6 @@
 """Datasets of HDF5 files."""
 
+import importlib
 import itertools
 import math
 import os
@@ -17,18 +18,20 @@ from kldiv_dask.storage.contents import (
     Region,
     contents_of,
     grid,
+    region,
     seen_file,
-    unwritten,
 )
 from kldiv_dask.storage.source import (
     Source,
     check_dtype,
+    check_shape,
     check_unchanged,
     display_name,
     name_some,
     require,
     signature,
 )
+from kldiv_dask.storage.text import printable_errors
 
 DESCRIPTION = "an HDF5 file"
 
@@ -59,8 +62,11 @@ class Hdf5Source(Source):
         """
         check_unchanged(os.stat(self.path), self.size, self.mtime_ns)
         with _opened(self.path) as file:
-            return file[self.key][index]
+            dataset = file[self.key]
+            _require_filters(dataset, self.name)
+            return dataset[index]
 
+    @printable_errors()
     def contents(self) -> Contents:
         """Look at the file and at the index of stored chunks in it; see `Source.contents`."""
         seen = seen_file(os.path.basename(self.path), os.stat(self.path))
@@ -89,13 +95,20 @@ def _unwritten(dataset: Any) -> Iterator[Region]:
             yield tuple((0, n) for n in dataset.shape)
         return
     counts = grid(dataset.shape, dataset.chunks)
-    if dataset.id.get_num_chunks() < math.prod(counts):
-        absent = np.ones(counts, bool)
-        for start in _starts(dataset.id):
-            absent[tuple(at // size for at, size in zip(start, dataset.chunks, strict=True))] = (
-                False
-            )
-        yield from unwritten(absent, dataset.chunks, dataset.shape)
+    total = math.prod(counts)
+    if dataset.id.get_num_chunks() == total:
+        return
+    starts = np.array(_starts(dataset.id), np.int64).reshape(-1, dataset.ndim)
+    written = np.sort(np.ravel_multi_index(tuple((starts // dataset.chunks).T), counts))
+    # There may be many more chunks than there is memory, so what lies between the written ones is
+    # counted through.
+    before = np.concatenate(([-1], written))
+    after = np.concatenate((written, [total]))
+    gaps = after - before > 1
+    for last, following in zip(before[gaps].tolist(), after[gaps].tolist(), strict=True):
+        for flat in range(last + 1, following):
+            number = [int(i) for i in np.unravel_index(flat, counts)]
+            yield region(number, dataset.chunks, dataset.shape)
 
 
 def _starts(dataset: Any) -> list[tuple[int, ...]]:
@@ -106,6 +119,53 @@ def _starts(dataset: Any) -> list[tuple[int, ...]]:
         return starts
     numbers = range(dataset.get_num_chunks())
     return [dataset.get_chunk_info(number).chunk_offset for number in numbers]
+
+
+# Registered with the HDF Group, where files do not say it themselves.
+_FILTERS = {
+    4: "szip",
+    307: "bzip2",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bitshuffle",
+    32013: "zfp",
+    32015: "zstd",
+    32017: "sz",
+    32018: "fcidecomp",
+    32024: "sz3",
+    32026: "blosc2",
+}
+
+
+def _require_filters(dataset: Any, name: str) -> None:
+    """Raise ImportError unless the filters of a dataset are there, in the package hdf5plugin too.
+
+    To import it registers what it has, in each process that reads.
+    """
+    filters = dataset.id.get_create_plist()
+    known = require("h5py", "hdf5", dataset.file.filename).h5z.filter_avail
+    codes = [filters.get_filter(number)[0] for number in range(filters.get_nfilters())]
+    if all(map(known, codes)):
+        return
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError:
+        has_plugins = False
+    else:
+        has_plugins = True
+    for code in codes:
+        if not known(code):
+            spelled = f"{code} ({_FILTERS[code]})" if code in _FILTERS else str(code)
+            hint = (
+                "which the package hdf5plugin lacks: put its library into a folder that"
+                " HDF5_PLUGIN_PATH names"
+                if has_plugins
+                else "which is not installed: pip install hdf5plugin"
+            )
+            raise ImportError(
+                f"{name} needs the HDF5 filter {spelled} to be read, {hint}, wherever it is read,"
+                " or write the file again with gzip (h5repack -f GZIP=4)"
+            )
 
 
 @contextmanager
@@ -156,7 +216,7 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
     BlockingIOError
         If another process has the file open for writing.
     ImportError
-        If h5py is not installed.
+        If h5py, or a filter that the data went through, is not installed.
     """
     status = os.stat(path)
     with _opened(path) as file:
@@ -174,6 +234,8 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
         attributes = {one: dataset.attrs[one] for one in NAMES if one in dataset.attrs}
         refuse_packed(attributes, path, key, "open_dataset")
         check_dtype(dataset.dtype, name)
+        check_shape(dataset.shape, dataset.dtype, name)
+        _require_filters(dataset, name)
         return Hdf5Source(
             path=path,
             key=key,

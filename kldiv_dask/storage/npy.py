@@ -1,14 +1,18 @@
 """NumPy's ``.npy`` files, mapped into memory chunk by chunk."""
 
+import io
 import math
 import os
 
 import numpy as np
 
 from kldiv_dask.storage.mapped import MappedSource
-from kldiv_dask.storage.source import check_dtype, require_local
+from kldiv_dask.storage.source import check_dtype, check_shape, require_local
 
 DESCRIPTION = "a .npy file"
+
+# NumPy reads headers of up to 10,000 characters, and makes room for what they say they have.
+_HEAD = 2**16
 
 # Version 3.0 is 2.0 with a UTF-8 header instead of a Latin-1 one. They differ only in the field
 # names of structured types, which are refused anyway.
@@ -53,15 +57,17 @@ def open_source(path: str, key: str | None) -> MappedSource:
         raise ValueError(f"key={key!r} was given for {path}; a .npy file holds one unnamed array")
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
-        try:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADER_READERS:
-                raise ValueError(f"unknown format version {version}")
-            shape, fortran_order, dtype = _HEADER_READERS[version](file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a readable .npy file: {error}") from error
-        offset = file.tell()
+        head = io.BytesIO(file.read(_HEAD))
+    try:
+        version = np.lib.format.read_magic(head)
+        if version not in _HEADER_READERS:
+            raise ValueError(f"unknown format version {version}")
+        shape, fortran_order, dtype = _HEADER_READERS[version](head)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable .npy file: {error}") from error
+    offset = head.tell()
     check_dtype(dtype, path)
+    check_shape(shape, dtype, path)
     expected = offset + math.prod(shape) * dtype.itemsize
     if status.st_size < expected:
         raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 from kldiv_dask.storage.mapped import MappedSource
 from kldiv_dask.storage.source import (
     check_dtype,
+    check_shape,
     display_name,
     name_some,
     require,
@@ -79,12 +80,13 @@ def open_source(path: str, key: str | None) -> MappedSource:
     if key not in keys:
         raise ValueError(f"{name} does not exist; {contents}")
     tensor = header[key]
-    shape = tuple(tensor["shape"])
+    shape, dtype = tuple(tensor["shape"]), _dtype(tensor["dtype"], path, name)
+    check_shape(shape, dtype, name)
     return MappedSource(
         path=path,
         key=key,
         shape=shape,
-        stored_dtype=_dtype(tensor["dtype"], path, name),
+        stored_dtype=dtype,
         stored_chunks=(1,) * len(shape),
         order="C",
         offset=8 + length + tensor["data_offsets"][0],
