@@ -318,3 +318,48 @@ def test_changed_after_opening(path, damage, message, used):
     damage(path)
     with pytest.raises(ChunkReadError, match=rf"\[0:10, 0:6\] could not be read: .*{message}"):
         x.compute()
+
+
+# Chunks and filters
+
+
+def test_a_dataset_without_chunks_is_read_in_large_parts(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", shape=(10**6, 100), dtype="f4")
+    assert open_array(tmp_path / "x.h5").numblocks == (3, 1)
+
+
+WITHOUT_PLUGINS = """
+import sys
+sys.modules["hdf5plugin"] = None  # as if it was not installed
+from kldiv_dask import open_array
+try:
+    open_array(sys.argv[1])
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("code", "spelled"), [(32001, "32001 (blosc)"), (32900, "32900")])
+def test_a_filter_that_is_missing_is_named(tmp_path, code, spelled):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        options = {"compression": code, "allow_unknown_filter": True}
+        dataset = file.create_dataset("x", shape=(4, 2), chunks=(4, 2), dtype="f4", **options)
+        dataset.id.write_direct_chunk((0, 0), b"encoded")
+    command = [sys.executable, "-c", WITHOUT_PLUGINS, str(tmp_path / "x.h5")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"{tmp_path / 'x.h5'}:x needs the HDF5 filter {spelled} to be read, ")
+    assert "pip install hdf5plugin" in said
+
+
+def test_filters_of_hdf5plugin_are_found(tmp_path):
+    """A process that reads need not have imported it."""
+    plugins = pytest.importorskip("hdf5plugin")
+    make(tmp_path / "x.h5", chunks=(4, 3), compression=plugins.Zstd())
+    code = (
+        "import sys; from kldiv_dask import open_array; print(open_array(sys.argv[1]).sum()"
+        ".compute(scheduler='processes', num_workers=1))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.h5")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(said) == VALUES.sum()

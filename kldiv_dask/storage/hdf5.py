@@ -4,6 +4,7 @@ import importlib
 import itertools
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,10 +50,19 @@ class Hdf5Source(Source):
         Size of the file when it was opened, in bytes.
     mtime_ns : int
         When the file was last written, in nanoseconds since the epoch.
+    is_chunked : bool
+        Whether there are stored chunks.
     """
 
     size: int
     mtime_ns: int
+    is_chunked: bool
+
+    @property
+    def most_elements(self) -> int:
+        """No bound where there are no stored chunks; see `Source.most_elements`."""
+        # slots=True replaces the class, which super() without arguments would look for.
+        return super(Hdf5Source, self).most_elements if self.is_chunked else sys.maxsize
 
     def read(self, index: tuple[Any, ...]) -> Any:
         """Open the file, read and decode a region, and close the file; see `Source.read`.
@@ -245,6 +255,7 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
             order="C",
             size=status.st_size,
             mtime_ns=status.st_mtime_ns,
+            is_chunked=dataset.chunks is not None,
             missing_values=missing_values(attributes, dataset.dtype, name),
         )
 
