@@ -265,8 +265,7 @@ def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:
     return array
 
 
-# The newest sources, by the names of their arrays.
-_SOURCES: dict[str, Source] = {}
+_SOURCES: dict[str, Source] = {}  # the newest, by the names of their arrays
 _MOST_SOURCES = 10_000
 _LOCK = threading.Lock()
 
