@@ -108,10 +108,16 @@ def _check_shapes(input: da.Array, target: da.Array) -> None:
     for axis in _matching(input, target):
         left, right = input.shape[axis], target.shape[axis]
         if _differ(left, right):
-            raise ValueError(
+            message = (
                 f"input of shape {input.shape} and target of shape {target.shape} "
                 "do not broadcast together"
             )
+            if axis == -1 and input.shape[:-1] == target.shape[:-1]:
+                message += (
+                    f": they have {left:,} and {right:,} elements along the last axis; if these are"
+                    f" classes, and one is padded, cut it: array[..., :{min(left, right)}]"
+                )
+            raise ValueError(message)
 
 
 def _differ(length: float, other: float) -> bool:

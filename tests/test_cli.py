@@ -83,7 +83,7 @@ def test_a_cluster_is_started_and_the_value_alone_is_printed(pair):
     assert (code, out) == (0, str(expected) + "\n")
     assert np.isfinite(expected)
     (line,) = err
-    assert line.startswith("warning: reduction='mean' divides by the number of elements")
+    assert line.startswith("warning: --reduction mean divides by the number of elements")
 
 
 def test_it_is_a_dask_command_too(client, masked):
@@ -224,9 +224,9 @@ def test_chunks(text, chunks):
         (["x.txt", "t.npy"], "x.txt is of no format that can be read"),
         (["whole.npy", "t.npy"], "whole.npy has dtype int64"),
         (["x.npy", "short.npy"], "the shapes of input, (40, 50) in .*x.npy, and target, (39, 50)"),
-        (["x.npy", "t.npy", "--chunks", "big"], "chunks='big' does not suit the shape (40, 50)"),
-        (["x.npy", "t.npy", "--chunks", "1,2,3"], "chunks=(1, 2, 3) does not suit"),
-        (["x.npy", "t.npy", "--target-key", "k"], "key='k' was given for .*t.npy"),
+        (["x.npy", "t.npy", "--chunks", "big"], "--chunks big does not suit the shape (40, 50)"),
+        (["x.npy", "t.npy", "--chunks", "1,2,3"], "--chunks (1, 2, 3) does not suit"),
+        (["x.npy", "t.npy", "--target-key", "k"], "--target-key k was given for .*t.npy"),
         (["g.zarr", "t.npy", "--input-key", "k"], "g.zarr:k does not exist; it holds no arrays"),
         (["x.npy", "t.npy", "--scheduler", "nowhere"], "--scheduler nowhere: missing port"),
         (["x.npy", "t.npy", "--scheduler", "tcp://127.0.0.1:1"], "127.0.0.1:1: Timed out"),
@@ -346,7 +346,9 @@ def test_stopped_while_computing(endless):
         terminal.read(until="[1-9]%")
         os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal sends Ctrl-C
         bars = r"(\r\[#* *\] \| \d+% Completed \| +\S+s)+"
-        assert re.search(bars + r"\r\x1b\[2KError: stopped by SIGINT\r\n\Z", terminal.read())
+        assert re.search(
+            bars + r".*stopping \.\.\.\r\x1b\[2KError: stopped by SIGINT\r\n\Z", terminal.read()
+        )
         assert process.stdout.read() == b""
     assert process.returncode == 130
 

@@ -93,7 +93,7 @@ def test_names_as_long_as_can_be(name):
     with files.locked(Path(name).absolute()):
         files.write(name, b"1")
     assert names() == [name]
-    with pytest.raises(ValueError, match="^--json must be a file, got 'nn+n': File name too long"):
+    with pytest.raises(ValueError, match=r"^--json must be a file, got 'nn+n': File name too long"):
         files.check("n" * (LONGEST + 1), "--json")
 
 

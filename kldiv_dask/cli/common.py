@@ -34,7 +34,7 @@ _READING = (
         "--chunks",
         metavar="SIZE",
         help="What to read at a time: a size ('64 MiB') or a length for each axis ('1000,-1').  "
-        "[default: about 128 MiB, in whole stored chunks]",
+        "[default: 8 to 128 MiB, by the size of the arrays, in whole stored chunks]",
     ),
     click.option(
         "--allow-truncated",
@@ -44,12 +44,18 @@ _READING = (
 )
 
 # What messages of the library say of arguments, in the words of the command.
-_OPTIONS = (
-    (re.compile(r"\bkind='(\w+)'"), r"--kind \1"),
+_FLAGS = (
     (re.compile(r"\bresume=False\b"), "--no-resume"),
     (re.compile(r"\bresume='adopt'"), "--adopt"),
     (re.compile(r"\ballow_truncated=True\b"), "--allow-truncated"),
 )
+_NAMES = (
+    r"(kind|axis|temperature|where|groups|labels|cluster_axis|dtype|chunks|checkpoint|on_error"
+    r"|reduction|(?:input|target|where|groups|labels)_key)"
+)
+_GIVEN = re.compile(rf"\b{_NAMES}=('[^']*'|\([^)]*\)|[^\s;:,)]*)")
+_SUBJECT = re.compile(rf"^{_NAMES}(?=:| (?:is|are|must|has|have|of|does|was|were)\b)")
+_OPERAND = re.compile(r"^(input|target)(?= (?:is|must|has|have|of|was)\b)")
 
 _CLUSTER = (
     click.option(
@@ -105,10 +111,21 @@ def in_options(message: str) -> str:
     --------
     >>> in_options("if so, pass kind='probs'")
     'if so, pass --kind probs'
+    >>> in_options("cluster_axis must be an integer, got 1.5")
+    '--cluster-axis must be an integer, got 1.5'
     """
-    for argument, option in _OPTIONS:
+    for argument, option in _FLAGS:
         message = argument.sub(option, message)
-    return message
+    message = _GIVEN.sub(lambda m: f"{_option(m[1])} {m[2].strip(_QUOTES)}".rstrip(), message)
+    message = _SUBJECT.sub(lambda m: _option(m[1]), message)
+    return _OPERAND.sub(lambda m: m[1].upper(), message)
+
+
+_QUOTES = "'\""
+
+
+def _option(argument: str) -> str:
+    return "--" + argument.replace("_", "-")
 
 
 def say(doing: str) -> None:
@@ -157,7 +174,14 @@ def in_one_line(hint: Callable[[], str] = str) -> Iterator[None]:
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning in one line, without the place in the code that it arose at."""
     over = CLEAR if sys.stderr.isatty() else ""
-    click.echo(f"{over}warning: {in_options(' '.join(str(message).split()))}", err=True)
+    click.echo(f"{over}warning: {_line(message)}", err=True)
+
+
+def _line(message: object) -> str:
+    """Write a message in one line, in the words of the command, as a terminal may show it."""
+    from kldiv_dask.storage.text import printable
+
+    return printable(in_options(" ".join(str(message).split())))
 
 
 @contextlib.contextmanager
@@ -185,6 +209,7 @@ def _stoppable(hint: Callable[[], str]) -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)
+        say("stopping")  # it may take seconds until all processes have ended
         raise KeyboardInterrupt
 
     with handled_by(stop):
@@ -197,5 +222,5 @@ def _stoppable(hint: Callable[[], str]) -> Iterator[None]:
 
 def _end(message: str, exit_code: int) -> NoReturn:
     """End the command with one line on stderr."""
-    click.echo(f"Error: {in_options(' '.join(message.split()))}", err=True)
+    click.echo(f"Error: {_line(message)}", err=True)
     raise SystemExit(exit_code)

@@ -15,6 +15,9 @@ from kldiv_dask.storage.source import Source
 
 # Dask takes 5 s to cut a part out of an array of so many chunks. Of 128 MiB each they are 134 TB.
 _MOST_CHUNKS = 1_000_000
+# Into how many chunks arrays are cut at least, so that there is work for all threads of a laptop
+# and progress to see; but not into smaller ones, each of which costs a scheduler a millisecond.
+_PARTS, _SMALL = 64, 8 * 2**20
 # By how much chunks that can't be smaller may exceed their size without a warning.
 _EXCESS = 2
 
@@ -34,8 +37,9 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
         Arrays whose shapes broadcast.
     chunks : int, str, tuple, mapping or None
         ``None`` or ``'auto'`` for about 128 MiB of the widest array in a chunk, or what
-        ``kldiv.chunk-size`` of Dask's configuration says; a size such as ``'64 MiB'`` for another
-        limit; or anything else that `dask.array.from_array` takes, said of the broadcast shape.
+        ``kldiv.chunk-size`` of Dask's configuration says, of arrays below 8 GiB a 64th, and at
+        least 8 MiB; a size such as ``'64 MiB'`` for another limit; or anything else that
+        `dask.array.from_array` takes, said of the broadcast shape.
 
     Returns
     -------
@@ -63,8 +67,11 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
         unit = _read_unit(sources, shape, limit // dtype.itemsize)
         if chunks is None or isinstance(chunks, str):
             largest = max(sources, key=lambda source: source.nbytes)
-            most = min(limit // dtype.itemsize, *(source.most_elements for source in sources))
             _warn_of_size(sources, limit)
+            part = max(math.prod(shape) * dtype.itemsize // _PARTS, _SMALL)
+            limits = limit, limit if given else min(limit, part)
+            bound = min(source.most_elements for source in sources)
+            most = [min(one // dtype.itemsize, bound) for one in limits]
             chunks = _grow(unit, shape, most, largest.order)
         _check_count(chunks, shape, math.prod(shape) * dtype.itemsize)
         planned: NormalisedChunks = da.core.normalize_chunks(
@@ -153,18 +160,23 @@ def _check_count(chunks: Any, shape: tuple[int, ...], nbytes: int) -> None:
         )
 
 
-def _grow(unit: tuple[int, ...], shape: tuple[int, ...], limit: int, order: str) -> tuple[int, ...]:
+def _grow(
+    unit: tuple[int, ...], shape: tuple[int, ...], limits: Sequence[int], order: str
+) -> tuple[int, ...]:
     """Repeat a unit along one axis after another, the contiguous axis first, up to a limit.
 
-    So the classes stay whole if they can, and the chunks of an axis are about equal.
+    So the classes stay whole if they can, and the chunks of an axis are about equal. The first
+    limit is that for the contiguous axis, the second for the others.
     """
     if 0 in shape:
         return shape
     sizes = [max(size, 1) for size in unit]
+    limit, others = limits
     axes = range(len(shape))
     for axis in axes if order == "F" else reversed(axes):
         room = max(limit // math.prod(sizes), 1)
         units = -(-shape[axis] // sizes[axis])
         pieces = max(-(-units // room), 1)
         sizes[axis] = max(min(sizes[axis] * -(-units // pieces), shape[axis]), 1)
+        limit = others
     return tuple(sizes)

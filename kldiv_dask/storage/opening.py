@@ -1,8 +1,10 @@
 """From files to lazily read Dask arrays."""
 
+import contextlib
 import os
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import dask.array as da
@@ -54,10 +56,11 @@ def open_array(
         - a base file of llama.cpp, from ``llama-perplexity --save-all-logits``, under any name.
     chunks : int, str, tuple, mapping or None, optional
         Chunks to read. By default about 128 MiB each, or what ``kldiv.chunk-size`` of Dask's
-        configuration says, whole multiples of the shards where these fit, else of the stored
-        chunks, leading axes split before the last one; a stored chunk that is larger is read whole.
-        In a Fortran-ordered ``.npy`` file trailing axes are split first. A size such as
-        ``'64 MiB'`` sets another limit; anything else is as in `dask.array.from_array`.
+        configuration says (of arrays below 8 GiB less: a 64th, but at least 8 MiB), whole multiples
+        of the shards where these fit, else of the stored chunks, leading axes split before the last
+        one; a stored chunk that is larger is read whole. In a Fortran-ordered ``.npy`` file
+        trailing axes are split first. A size such as ``'64 MiB'`` sets another limit; anything else
+        is as in `dask.array.from_array`.
     key : str, optional
         Path of the array within a Zarr group or an HDF5 file, or name of the tensor; where an HDF5
         or ``.safetensors`` file holds only one, it can be left out. Of a base file of llama.cpp,
@@ -194,7 +197,8 @@ def open_pair(
     ...     x.chunks == t.chunks, float((t - x).sum().compute())
     (True, 8.0)
     """
-    sources = _open_sources([(input, input_key), (target, target_key)], allow_truncated)
+    paths = [(input, input_key), (target, target_key)]
+    sources = _open_sources(paths, allow_truncated, ("input_key", "target_key"))
     for source in sources:
         if source.dtype.name not in REAL_FLOATS:
             accepted = ", ".join(REAL_FLOATS)
@@ -205,10 +209,17 @@ def open_pair(
     try:
         np.broadcast_shapes(x.shape, t.shape)
     except ValueError as error:
-        raise ValueError(
+        message = (
             f"the shapes of input, {x.shape} in {x.name}, and target, {t.shape} in {t.name},"
             " do not broadcast"
-        ) from error
+        )
+        if x.shape[:-1] == t.shape[:-1]:
+            fewer = min(x.shape[-1], t.shape[-1])
+            message += (
+                f": they have {x.shape[-1]:,} and {t.shape[-1]:,} classes; if one is padded, open"
+                f" it by open_array in Python and cut it: array[..., :{fewer}]"
+            )
+        raise ValueError(message) from error
     planned = plan_chunks([x, t], chunks)
     return _to_dask(x, planned), _to_dask(t, planned)
 
@@ -228,24 +239,38 @@ def _open_source(path: PathLike, key: str | None) -> Source:
 
 
 def _open_sources(
-    paths: Sequence[tuple[PathLike, str | None]], allow_truncated: bool
+    paths: Sequence[tuple[PathLike, str | None]],
+    allow_truncated: bool,
+    arguments: Sequence[str] = ("key",),
 ) -> list[Source]:
-    """Open paths with their keys; those of base files of llama.cpp maybe truncated."""
-    if not allow_truncated:
-        return [_open_source(path, key) for path, key in paths]
-    of_llama = [llama.recognises(normalise_path(path)) for path, _ in paths]
-    sources: list[Source] = [
-        llama.open_source(normalise_path(path), key, allow_truncated=True)
-        if is_llama
-        else _open_source(path, key)
-        for (path, key), is_llama in zip(paths, of_llama, strict=True)
-    ]
-    if not any(of_llama):
+    """Open paths with keys, given as `arguments`; base files of llama.cpp maybe truncated."""
+    of_llama = [allow_truncated and llama.recognises(normalise_path(path)) for path, _ in paths]
+    sources: list[Source] = []
+    for (path, key), argument, is_llama in zip(paths, arguments, of_llama, strict=True):
+        with key_called(argument):
+            sources.append(
+                llama.open_source(normalise_path(path), key, allow_truncated=True)
+                if is_llama
+                else _open_source(path, key)
+            )
+    if allow_truncated and not any(of_llama):
         names = " and ".join(source.name for source in sources)
         raise ValueError(
             f"allow_truncated=True is for base files of llama.cpp, got {names}; leave it out"
         )
     return sources
+
+
+@contextlib.contextmanager
+def key_called(argument: str) -> Iterator[None]:
+    """Have errors about a ``key`` call it by the name of the argument that it was given as."""
+    try:
+        yield
+    except ValueError as error:
+        message = re.sub(r"\bkey=", f"{argument}=", str(error))
+        if message == str(error):
+            raise
+        raise ValueError(message) from error
 
 
 def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:
