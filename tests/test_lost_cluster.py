@@ -68,7 +68,7 @@ def once_there(path, act):
 
 
 LOSSES = {
-    "restarted": lambda client: client.restart(),
+    "restarted": lambda client: client.restart(wait_for_workers=False),
     "without workers": lambda client: client.cluster.scale(0),
     "closed": lambda client: client.cluster.close(),
 }

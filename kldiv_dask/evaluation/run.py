@@ -46,10 +46,11 @@ def is_lost(error: Exception, client: Any) -> bool:
     if client is None:
         return False
     from distributed import CancelledError
-    from distributed.scheduler import NoValidWorkerError
 
-    # A scheduler that ends, or that somebody restarts, drops all tasks.
-    return isinstance(error, CancelledError | NoValidWorkerError) or client.status != "running"
+    # A scheduler that ends, or that somebody restarts, drops all tasks. By their names, as not all
+    # versions have both: how it says that there has been no worker for too long.
+    waited = type(error).__name__ in ("NoWorkerError", "NoValidWorkerError")
+    return waited or isinstance(error, CancelledError) or client.status != "running"
 
 
 def threads(scheduler: Any) -> int:
