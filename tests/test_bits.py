@@ -170,7 +170,7 @@ def test_cluster(client: Client, sort: str) -> None:
             loss = KLDivLoss(reduction=reduction, split_every=split_every(rng), **options)
             lazy.append(loss(*pair))
             wanted.append(results[reduction])
-        lazy += kl_div_summary(*pair, **options)[:3]
+        lazy += [*kl_div_summary(*pair, **options)][:3]
         wanted += [results[reduction] for reduction in REDUCED]
     for got, result in zip(dask.compute(*lazy, scheduler=client), wanted, strict=True):
         assert_same_bits(got, result)

@@ -224,21 +224,21 @@ def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDiv
     """Compute all fields of a summary at once, with a progress bar if somebody can see it."""
     from distributed import progress
 
-    from kldiv_dask.functional.summary import KLDivSummary
     from kldiv_dask.workers import warm
 
     say("compiling the kernels on the workers, unless they are stored from an earlier run")
     with warm(client, functools.partial(sample.compute, scheduler="synchronous")):
         if lazy.is_large:
             return _walk(client, lazy)
-        futures = client.compute(list(lazy))
+        future = client.compute(lazy)
         if sys.stderr.isatty():
             try:
                 with client.as_current(), contextlib.redirect_stdout(sys.stderr):
-                    progress(futures, notebook=False)
+                    progress(future, notebook=False)
             finally:  # the bar clears its line only where it comes to its end
                 click.echo(CLEAR, nl=False, err=True)
-        return KLDivSummary(*client.gather(futures))
+        summary: KLDivSummary = future.result()
+        return summary
 
 
 @contextlib.contextmanager

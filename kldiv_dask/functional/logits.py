@@ -164,8 +164,8 @@ def kl_div_with_logits_summary(
 
     Returns
     -------
-    KLDivSummary
-        Lazy 0-d Dask arrays. What it calls terms and elements are positions here.
+    LazySummary
+        As of `kl_div_summary`. What `KLDivSummary` calls terms and elements are positions here.
 
     Raises
     ------

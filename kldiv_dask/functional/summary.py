@@ -2,13 +2,14 @@
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+from dask.base import DaskMethodsMixin
+from dask.highlevelgraph import HighLevelGraph
 from dask.utils import format_bytes
 
 from kldiv_dask import graph, labelled
@@ -19,10 +20,9 @@ from kldiv_dask.options import Reduction
 
 
 class KLDivSummary(NamedTuple):
-    """Every reduction of one pair of arrays, and what was counted on the way.
+    """Every reduction of one pair of arrays, and what was counted on the way, as NumPy scalars.
 
-    As `kl_div_summary` returns it, each field is a lazy 0-d Dask array; `compute` turns all of them
-    into numbers in one pass.
+    `kl_div_summary` returns a `LazySummary`, which computes this.
 
     Examples
     --------
@@ -50,29 +50,6 @@ class KLDivSummary(NamedTuple):
     neginf_count: Any
     """How many terms are -inf."""
 
-    def compute(
-        self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
-    ) -> "KLDivSummary":
-        """Compute all fields from a single read of the data.
-
-        Beyond 100,000 pairs of chunks, more than Dask's scheduler should be given at once, this
-        walks the data slab by slab, with the same result; ``kldiv.graph-size`` of Dask's
-        configuration says otherwise.
-
-        Parameters
-        ----------
-        progress : callable, optional
-            Called with the number of pairs of chunks of each slab that is done.
-        **kwargs
-            Passed on to `dask.compute`, such as ``scheduler``.
-
-        Returns
-        -------
-        KLDivSummary
-            The same fields as NumPy scalars.
-        """
-        return KLDivSummary(*dask.compute(*self, **kwargs))
-
     def _repr_html_(self) -> str:
         rows = (
             f"<tr><th scope='row'>{name}</th><td>{html.escape(_shown(value))}</td></tr>"
@@ -85,42 +62,157 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, np.integer) else str(value)
 
 
-class LazySummary(KLDivSummary):
-    """A summary that knows the partials it is of."""
+class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
+    """A Dask collection that computes a `KLDivSummary`.
 
-    blocks: da.Array
-    pair: Pair
+    Whatever takes Dask collections takes it, beside others and nested in lists and dicts:
+    `dask.compute`, `dask.persist`, and the methods of a client. Its attributes are the fields of
+    `KLDivSummary` as lazy 0-d Dask arrays, which iteration yields in that order.
 
-    @property
-    def pairs(self) -> int:
-        """The number of pairs of chunks; where the classes of logits are cut, of rows of them."""
-        return graph.size(self.blocks)
+    Parameters
+    ----------
+    fields : KLDivSummary
+        Of Dask arrays.
+    pairs : int
+        The number of pairs of chunks; where the classes of logits are cut, of rows of them.
+    blocks : dask.array.Array, optional
+        The partial of each pair; None where the fields are persisted or optimized.
+    pair : Pair, optional
+        What `blocks` are made of.
+    """
+
+    # No named tuple: a client takes a tuple for several collections.
+    sum: da.Array
+    mean: da.Array
+    batchmean: da.Array
+    numel: da.Array
+    batch_size: da.Array
+    nan_count: da.Array
+    posinf_count: da.Array
+    neginf_count: da.Array
+
+    def __init__(
+        self,
+        fields: KLDivSummary,
+        pairs: int,
+        blocks: da.Array | None = None,
+        pair: Pair | None = None,
+    ) -> None:
+        vars(self).update(fields._asdict())
+        self.pairs = pairs
+        self._blocks, self._pair = blocks, pair
+
+    def __iter__(self) -> Iterator[da.Array]:
+        return (getattr(self, name) for name in KLDivSummary._fields)
 
     @property
     def is_large(self) -> bool:
         """Whether there are more pairs of chunks than one graph should have."""
-        return graph.is_large(self.blocks)
+        return self._blocks is not None and graph.is_large(self._blocks)
+
+    def compute(
+        self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
+    ) -> KLDivSummary:
+        """Compute all fields from a single read of the data.
+
+        Beyond 100,000 pairs of chunks, more than Dask's scheduler should be given at once, this
+        walks the data slab by slab, with the same result; ``kldiv.graph-size`` of Dask's
+        configuration says otherwise. `dask.compute` makes one graph.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with the number of pairs of chunks of each slab that is done. With it, fewer
+            pairs are walked too, in slabs of a sixteenth of them but at least 256.
+        **kwargs
+            Passed on to `dask.compute`, such as ``scheduler``.
+
+        Returns
+        -------
+        KLDivSummary
+            The same fields as NumPy scalars.
+        """
+        walks = self._blocks is not None and (progress is not None or self.is_large)
+        if walks and self._pair is not None:
+            total = graph.walk(self._blocks, progress=progress, **kwargs)
+            fields = _fields(total, self._pair, self.sum.dtype)
+            return LazySummary(fields, self.pairs).compute(**kwargs)
+        computed: KLDivSummary = super().compute(**kwargs)
+        if progress is not None:
+            progress(self.pairs)
+        return computed
 
     def __repr__(self) -> str:
-        pairs = f"{self.pairs:,} pair{'' if self.pairs == 1 else 's'} of chunks"
-        size = self.pair.nbytes
-        read = "an unknown amount" if math.isnan(size) else format_bytes(int(size))
+        cost = ""
+        if self._pair is not None:
+            size = self._pair.nbytes
+            read = "an unknown amount" if math.isnan(size) else format_bytes(int(size))
+            plural = "" if self.pairs == 1 else "s"
+            cost = f": {self.pairs:,} pair{plural} of chunks, {read} to read"
         return (
-            f"KLDivSummary of {self.sum.dtype}, lazy: {pairs}, {read} to read; "
-            f"compute() gives {', '.join(self._fields)}"
+            f"KLDivSummary of {self.sum.dtype}, lazy{cost}; "
+            f"compute() gives {', '.join(KLDivSummary._fields)}"
         )
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>"
 
-    def compute(
-        self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
-    ) -> KLDivSummary:
-        """Compute all fields, slab by slab if there are too many for one graph."""
-        if not self.is_large:
-            return super().compute(**kwargs)
-        total = graph.walk(self.blocks, progress=progress, **kwargs)
-        return _fields(total, self.pair, self.sum.dtype).compute(**kwargs)
+    # Dask's protocol of collections. The arrays are of graphs, or of expressions where
+    # ``array.query-planning`` is set.
+
+    def __dask_graph__(self) -> Mapping[Any, Any]:
+        graphs = [field.__dask_graph__() for field in self]
+        if all(isinstance(one, HighLevelGraph) for one in graphs):
+            merged: Mapping[Any, Any] = HighLevelGraph.merge(*graphs)
+            return merged
+        return {key: task for one in graphs for key, task in one.items()}
+
+    def __dask_keys__(self) -> list[Any]:
+        return [field.__dask_keys__() for field in self]
+
+    def __dask_layers__(self) -> tuple[str, ...]:
+        return tuple(layer for field in self for layer in field.__dask_layers__())
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        return type(self).__name__, *(field.name for field in self)
+
+    def __dask_exprs__(self) -> list[Any] | None:
+        expressions = [getattr(field, "expr", None) for field in self]
+        return None if None in expressions else expressions
+
+    def __dask_rebuild_from_exprs__(self, expressions: Iterable[Any]) -> "LazySummary":
+        return LazySummary(KLDivSummary(*map(type(self.sum), expressions)), self.pairs)
+
+    @property
+    def __dask_optimize__(self) -> Any:
+        return da.Array.__dask_optimize__
+
+    @property
+    def __dask_scheduler__(self) -> Any:
+        return da.Array.__dask_scheduler__
+
+    def __dask_postcompute__(self) -> tuple[Callable[..., KLDivSummary], tuple[()]]:
+        return _computed, ()
+
+    def __dask_postpersist__(self) -> tuple[Callable[..., "LazySummary"], tuple[()]]:
+        return self._rebuilt, ()
+
+    def _rebuilt(self, graph: Mapping[Any, Any], **options: Any) -> "LazySummary":
+        """Return a summary whose fields are in another graph."""
+        fields = []
+        for place, field in enumerate(self):
+            (key,) = field.__dask_keys__()
+            rebuild, state = field.__dask_postpersist__()
+            # A client that has persisted expressions calls each field by another key.
+            renamed = options or key in graph
+            one = graph if renamed else {key: list(graph.values())[place]}
+            fields.append(rebuild(one, *state, **options))
+        return LazySummary(KLDivSummary(*fields), self.pairs)
+
+
+def _computed(results: Iterable[Sequence[Any]]) -> KLDivSummary:
+    """Return what was computed of the keys of each field, of which there is one."""
+    return KLDivSummary(*(only for (only,) in results))
 
 
 def kl_div_summary(
@@ -142,9 +234,10 @@ def kl_div_summary(
 
     Returns
     -------
-    KLDivSummary
-        Lazy 0-d Dask arrays; sum, mean and batchmean in the result type of `kl_div`, the counts
-        in int64.
+    LazySummary
+        A Dask collection of the fields of `KLDivSummary`, each a lazy 0-d Dask array: sum, mean
+        and batchmean in the result type of `kl_div`, the counts in int64. `compute` turns all of
+        them into numbers in one pass, and takes a callback for progress.
 
     Raises
     ------
@@ -171,9 +264,7 @@ def summarise(
 ) -> LazySummary:
     """Return the lazy summary of partials."""
     merged = graph.merged(blocks, split_every, whole(pair))
-    summary = LazySummary(*_fields(merged, pair, dtype))
-    summary.blocks, summary.pair = blocks, pair
-    return summary
+    return LazySummary(_fields(merged, pair, dtype), graph.size(blocks), blocks, pair)
 
 
 def _fields(merged: da.Array, pair: Pair, dtype: np.dtype[Any]) -> KLDivSummary:

@@ -12,6 +12,9 @@ from kldiv_dask import config, partial
 from kldiv_dask.graph.tree import merged
 from kldiv_dask.kernels.segments import pieces
 
+# Pairs in a slab whose end somebody waits to hear of: a few for each of a hundred threads.
+AT_LEAST = 256
+
 
 def size(blocks: da.Array) -> int:
     """Return how many blocks of partials there are."""
@@ -33,7 +36,8 @@ def walk(
     blocks : dask.array.Array
         Of shape ``(*numblocks, SIZE)``.
     progress : callable, optional
-        Called with the number of blocks of each slab that is done.
+        Called with the number of blocks of each slab that is done, which is a sixteenth of them or
+        `AT_LEAST` then, if ``slab-size`` of the configuration is not less.
     **kwargs
         Passed on to `dask.compute`.
 
@@ -45,7 +49,10 @@ def walk(
     total = partial.zero()
     # One after the other: graphs that share tasks, such as the chunks of a mask, may not be in a
     # distributed scheduler's hands at once.
-    for slab in _slabs(blocks):
+    most = config.count("slab-size")
+    if progress:
+        most = min(most, max(size(blocks) // 16, AT_LEAST))
+    for slab in _slabs(blocks, most):
         (found,) = dask.compute(merged(slab, None, tuple(range(slab.ndim - 1))), **kwargs)
         total = partial.merge(np.stack([total, found.reshape(partial.SIZE)]), axis=(0,))
         if progress:
@@ -53,7 +60,7 @@ def walk(
     return da.from_array(total.reshape((1,) * (blocks.ndim - 1) + total.shape))
 
 
-def _slabs(blocks: da.Array) -> Iterator[da.Array]:
-    for place in pieces(blocks.numblocks[:-1], config.count("slab-size")):
+def _slabs(blocks: da.Array, most: int) -> Iterator[da.Array]:
+    for place in pieces(blocks.numblocks[:-1], most):
         # A block of partials has one element along each axis of the grid.
         yield blocks[place]

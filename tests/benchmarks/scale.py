@@ -21,6 +21,7 @@ import dask.array as da
 from distributed import Client, LocalCluster
 
 import kldiv_dask
+from kldiv_dask.functional.summary import LazySummary
 from tests.benchmarks.out_of_core import write_pair
 
 
@@ -28,7 +29,7 @@ def _peak_mebibytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def pairs_of_chunks(count: int) -> kldiv_dask.KLDivSummary:
+def pairs_of_chunks(count: int) -> LazySummary:
     """Return the summary of so many pairs of chunks."""
     shape, chunks = (2 * count, 4), (2, 4)
     return kldiv_dask.kl_div_summary(
