@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import dask
 import dask.array as da
 import numpy as np
-from dask.array.utils import meta_from_array
 from dask.utils import format_bytes
+
+from kldiv_dask.arrays import as_array, check_kind, check_numpy, plain
+from kldiv_dask.options import check_floats
 
 Chunks = tuple[tuple[int, ...], ...]
 
@@ -59,7 +60,8 @@ class Pair(NamedTuple):
 
 def as_dask(input: Any, target: Any) -> tuple[da.Array, da.Array]:
     """Turn the operands into Dask arrays; one that is not yet takes the other's chunks."""
-    arrays = [_as_array(a) for a in (input, target)]
+    arrays = [as_array(name, a) for name, a in (("input", input), ("target", target))]
+    check_floats(*arrays)
     lazy = [a for a in arrays if isinstance(a, da.Array)]
     if lazy:
         shape, chunks = lazy[0].shape, lazy[0].chunks
@@ -70,23 +72,9 @@ def as_dask(input: Any, target: Any) -> tuple[da.Array, da.Array]:
     input, target = (
         a if isinstance(a, da.Array) else _chunk_like(a, shape, chunks) for a in arrays
     )
-    _check_numpy("input", input)
-    _check_numpy("target", target)
+    check_numpy("input", input)
+    check_numpy("target", target)
     return input, target
-
-
-def _as_array(operand: Any) -> Any:
-    """Return a Dask array, or something with a shape and a dtype that can be sliced."""
-    if isinstance(operand, da.Array):
-        return operand
-    if dask.is_dask_collection(operand):
-        return da.asanyarray(operand)
-    # What takes part in NumPy's arithmetic, such as a labelled array, is in memory already. What
-    # does not, such as a stored array, is read chunk by chunk.
-    stored = not hasattr(operand, "__array_ufunc__") and hasattr(operand, "shape")
-    if stored and isinstance(getattr(operand, "dtype", None), np.dtype):
-        return operand
-    return np.asanyarray(operand)
 
 
 def _chunk_like(array: Any, shape: tuple[int, ...], chunks: Chunks) -> da.Array:
@@ -96,12 +84,6 @@ def _chunk_like(array: Any, shape: tuple[int, ...], chunks: Chunks) -> da.Array:
     # Dask has no automatic chunks for an array without elements.
     leading = ["auto" if math.prod(array.shape) else -1] * (array.ndim - len(fitting))
     return da.from_array(array, chunks=(*leading, *reversed(fitting)))
-
-
-def _check_numpy(name: str, array: da.Array) -> None:
-    meta = meta_from_array(array)
-    if isinstance(meta, np.ma.MaskedArray) or not isinstance(meta, np.ndarray):
-        raise TypeError(f"{name} holds {type(meta).__name__} chunks; accepted is numpy.ndarray")
 
 
 def _check_shapes(input: da.Array, target: da.Array) -> None:
@@ -146,7 +128,7 @@ def align(
     else:
         input, target = _rechunk_second(input, target, ("input", "target"), stacklevel + 1)
     chunks = _common_chunks(input, target)
-    where = None if where is None else align_where(where, chunks)
+    where = None if where is None else align_small("where", where, chunks)
     return Pair(input, target, dtype, chunks, tuple(_matching(input, target)), where, nbytes)
 
 
@@ -209,16 +191,12 @@ def alone(array: da.Array, where: da.Array | None, nbytes: float) -> Pair:
     return Pair(array, array, array.dtype, array.chunks, (), where, nbytes)
 
 
-def align_where(where: Any, chunks: Chunks) -> da.Array:
-    """Give `where` the chunks of the result. It is small beside the operands."""
-    return align_small("where", where, chunks, "b", "bool")
-
-
-def align_small(name: str, where: Any, chunks: Chunks, kinds: str, accepted: str) -> da.Array:
-    """Give an array that is small beside the operands the chunks of the result."""
-    where = _as_array(where)
-    if where.dtype.kind not in kinds:
-        raise TypeError(f"{name} is of dtype {where.dtype}; accepted is {accepted}")
+def align_small(name: str, where: Any, chunks: Chunks) -> da.Array:
+    """Give what is said of the result its chunks. It is small beside the operands."""
+    where = as_array(name, where)
+    check_kind(name, where.dtype)
+    if type(where) is np.ndarray:
+        where = plain(name, where)
     shape = tuple(map(sum, chunks))
     own = list(zip(range(-1, -len(where.shape) - 1, -1), reversed(where.shape), strict=True))
     if len(own) > len(shape) or any(_differ(size, shape[axis]) for axis, size in own if size != 1):
@@ -229,8 +207,8 @@ def align_small(name: str, where: Any, chunks: Chunks, kinds: str, accepted: str
     if not isinstance(where, da.Array):
         cut = {axis: chunks[axis] for axis in wide if not math.isnan(shape[axis])}
         where = da.from_array(where, chunks=tuple(cut.get(axis, -1) for axis, _ in reversed(own)))
-    _check_numpy(name, where)
-    where = _joined(where)
+    check_numpy(name, where)
+    where = _joined(plain(name, where))
     wanted = _chunks_like(chunks, where, wide, ("the result", name))
     return where if wanted == where.chunks else where.rechunk(wanted)
 
@@ -293,7 +271,7 @@ def _chunks_like(
             raise ValueError(
                 f"{names[0]} and {names[1]} have unknown chunk sizes along axis {axis} in "
                 f"{len(left)} and {len(right)} chunks, which can't be matched; call "
-                "compute_chunk_sizes() on them first"
+                "compute_chunk_sizes() on them first, or to_dask_array(lengths=True) on a dataframe"
             )
         wanted[axis] = left
     return tuple(wanted)

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import sys
 import warnings
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -113,7 +114,16 @@ def resolve_axes(axis: Any, ndim: int) -> tuple[int, ...]:
 
 def _check_float(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.name not in FLOATS:
-        raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(FLOATS)}")
+        hint = f"; convert it, as {name}.astype('float32') does" if dtype.kind == "O" else ""
+        raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(FLOATS)}{hint}")
+
+
+def check_floats(input: Any, target: Any) -> None:
+    """Refuse operands that are not of a supported floating type."""
+    operands = {"input": input, "target": target}
+    # torch looks for a complex operand before it looks for an integer one.
+    for name, operand in sorted(operands.items(), key=lambda item: item[1].dtype.kind != "c"):
+        _check_float(name, operand.dtype)
 
 
 def named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -143,12 +153,9 @@ def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dt
     Only `dtype` and `ndim` of the operands are looked at. The wider float wins, except that a 0-d
     operand does not widen an array.
     """
-    operands = {"input": input, "target": target}
-    # torch looks for a complex operand before it looks for an integer one.
-    for name, operand in sorted(operands.items(), key=lambda item: item[1].dtype.kind != "c"):
-        _check_float(name, operand.dtype)
+    check_floats(input, target)
     if dtype is None:
-        deciding = [a.dtype for a in operands.values() if a.ndim] or [input.dtype, target.dtype]
+        deciding = [a.dtype for a in (input, target) if a.ndim] or [input.dtype, target.dtype]
         resolved: np.dtype[Any] = max(deciding, key=lambda dtype: dtype.itemsize)
         if len({dtype.name for dtype in deciding if dtype.itemsize == resolved.itemsize}) > 1:
             resolved = np.dtype(np.float32)  # float16 and bfloat16: neither holds the other
@@ -231,7 +238,10 @@ def resolve_temperature(temperature: Any) -> float:
         temperature, int | float | np.integer | np.floating
     ):
         raise TypeError(f"temperature is {temperature!r}; {accepted}")
+    most = sys.float_info.max
+    if isinstance(temperature, int) and temperature > most:  # which can be too long to be shown
+        raise ValueError(f"temperature is beyond float64; {accepted}")
     # The reciprocal of less is infinite.
-    if not 2.0**-1022 <= temperature <= np.finfo(np.float64).max:
+    if not sys.float_info.min <= temperature <= most:
         raise ValueError(f"temperature is {temperature!r}; {accepted}")
     return float(temperature)

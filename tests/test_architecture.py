@@ -36,16 +36,17 @@ HOUSE = {
     "workers": Room("", "distributed"),
     "cluster": Room("versions", on_use="dask distributed"),
     "evaluation": Room(
-        "functional labelled graph statistics align partial options storage config versions "
+        "functional labelled graph statistics align arrays partial options storage config versions "
         "kernels",
         "dask numpy",
         on_use="distributed matplotlib",
     ),
     "functional": Room("labelled graph align partial options versions kernels", "dask numpy"),
-    "labelled": Room("align options", "dask numpy", on_use="xarray"),
+    "labelled": Room("align arrays options", "dask numpy", on_use="xarray"),
     "graph": Room("align statistics partial options storage config kernels", "dask numpy"),
     "statistics": Room("partial kernels", "numpy"),
-    "align": Room("", "dask numpy"),
+    "align": Room("arrays options", "dask numpy"),
+    "arrays": Room("options", "dask numpy"),
     "partial": Room("kernels", "numpy"),
     "kernels": Room("", "numpy numba llvmlite"),
     "options": Room("", "numpy", on_use="ml_dtypes"),
@@ -157,6 +158,7 @@ def test_imports_of_other_packages() -> None:
                 "labelled",
                 "graph",
                 "align",
+                "arrays",
                 "storage",
                 "cluster",
                 "config",

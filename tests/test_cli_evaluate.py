@@ -12,11 +12,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import safetensors.numpy
 import zarr
 from scipy import special
 
-from kldiv_dask import Evaluation, evaluate
-from tests import commands
+from kldiv_dask import Evaluation, evaluate, open_array
+from tests import commands, llama_base
 from tests.commands import at_terminal
 
 call = functools.partial(commands.call, command="evaluate")
@@ -58,6 +59,57 @@ def long():
     zarr.create_array("long.zarr", data=values, chunks=(1, 4))
     np.save("long.npy", rng.normal(size=(ROWS, 4)).astype("f4"))
     return "long.npy", "long.zarr", "--chunks", "3,4"
+
+
+def test_arrays_by_position_in_files_of_many_and_of_strings(on, capsys):
+    where, labels = np.load("where.npy").astype("u1"), np.load("labels.npy")
+    names = np.array([["a"], ["bc"], ["d"]] * 4)
+    with h5py.File("said.h5", "w") as file:
+        file["labels"], file["deep/where"] = labels, where
+        file["fixed"], file["groups"] = names.astype("S"), names.astype(object)
+    safetensors.numpy.save_file({"labels": labels, "where": where}, "said.safetensors")
+    of_any_length = names.astype(np.dtypes.StringDType())
+    zarr.create_group("said.zarr").create_array("groups", data=of_any_length)
+    zarr.create_array("two.zarr", data=names, zarr_format=2)
+    np.save("names.npy", names)
+    small = {"where": where > 0, "groups": names, "labels": labels}
+    wanted = evaluate("x.npy", "t.npy", **small, progress=False)
+    said = [
+        ("said.h5", "deep/where", "said.h5", "groups", "said.h5", "labels"),
+        ("said.safetensors", "where", "said.h5", "fixed", "said.safetensors", "labels"),
+        ("where.npy", None, "said.zarr", "groups", "labels.npy", None),
+        ("where.npy", None, "two.zarr", None, "labels.npy", None),
+        ("where.npy", None, "names.npy", None, "labels.npy", None),
+    ]
+    for number, (*one,) in enumerate(said):
+        options = {}
+        for name, path, key in zip(("where", "groups", "labels"), one[::2], one[1::2], strict=True):
+            options |= {f"--{name}": path} | ({f"--{name}-key": key} if key else {})
+        given = [part for option in options.items() for part in option]
+        code, _, err = call(capsys, "x.npy", "t.npy", *on, *given, "--save", f"out/{number}")
+        assert (code, err) == (0, [])
+        found = Evaluation.load(f"out/{number}")
+        assert found.overall == wanted.overall
+        assert found.groups == wanted.groups
+        assert list(found.groups) == ["a", "bc", "d"]
+
+
+def test_labels_in_a_base_file(on, capsys):
+    rng = np.random.default_rng(1)
+    logits, tokens = rng.normal(size=(2, 3, 3, 8)), rng.integers(8, size=(3, 8))
+    for name, values in zip(("x.kld", "t.kld"), logits, strict=True):
+        llama_base.write(name, values, tokens)
+    given = "--labels", "t.kld", "--labels-key", "labels"
+    code, _, err = call(capsys, "x.kld", "t.kld", *on, *given, "--save", "out/r")
+    assert (code, err) == (0, [])
+    wanted = evaluate("x.kld", "t.kld", labels=open_array("t.kld", key="labels"), progress=False)
+    assert Evaluation.load("out/r").overall == wanted.overall
+    for name in ("x.kld", "t.kld"):
+        os.truncate(name, os.path.getsize(name) - 1)
+    found = evaluate("x.kld", "t.kld", labels="t.kld", labels_key="labels", allow_truncated=True,
+                     progress=False)  # fmt: skip
+    assert found.count == 6
+    assert found.overall.labels is not None
 
 
 def strict(path):
@@ -232,6 +284,9 @@ def test_what_cannot_be_read_is_skipped(on, capsys):
         (["x.npy", "labels.npy"], "labels.npy has dtype int64"),
         (["x.npy", "t.npy", "--labels", "no.npy"], "no.npy does not exist"),
         (["x.npy", "t.npy", "--input-key", "k"], "--input-key k was given for .*x.npy"),
+        (["x.npy", "t.npy", "--labels-key", "k"], "--labels-key is 'k', and labels is no path"),
+        (["x.npy", "t.npy", "--where", "where.npy", "--where-key", "k"], "--where-key k was given"),
+        (["x.npy", "t.npy", "--where", "x.npy"], "^Error: --where is of dtype float32"),
         (["x.npy", "t.npy", "--chunks", "big"], "--chunks big does not suit the shape"),
         (
             ["x.npy", "t.npy", "--html", "no/a.html"],

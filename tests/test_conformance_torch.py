@@ -187,3 +187,84 @@ def test_warnings_point_at_the_caller() -> None:
     for call in calls:
         _, caught = counted(call)
         assert [warning.filename for warning in caught] == [__file__]
+
+
+# Tensors as operands
+
+X, T = np.random.default_rng(0).normal(size=(2, 6, 5)).astype("f4")
+TAKING = {
+    "kl_div": lambda x, t: kldiv_dask.kl_div(x, t, reduction="sum").compute(),
+    "kl_div_with_logits": lambda x, t: kldiv_dask.kl_div_with_logits(x, t).compute(),
+    "evaluate": lambda x, t: kldiv_dask.evaluate(x, t, progress=False).mean,
+    "KLDivergence": lambda x, t: kldiv_dask.KLDivergence("logits").update(x, t),
+}
+each_function = pytest.mark.parametrize("function", TAKING.values(), ids=TAKING)
+
+
+@each_function
+def test_tensors_are_taken(function: Callable[..., Any]) -> None:
+    x, t = torch.from_numpy(X), torch.from_numpy(abs(T))
+    assert function(x, t) == function(X, abs(T))
+    assert function(torch._neg_view(x), t) == function(-X, abs(T))
+    narrow = [tensor.bfloat16() for tensor in (x.T, t.T)]
+    wide = [tensor.float().numpy() for tensor in narrow]
+    got, wanted = function(*narrow), function(*wide)
+    if wanted is not None:
+        assert got == np.asarray(wanted).astype(np.asarray(got).dtype)
+
+
+@each_function
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.requires_grad_(), "that requires grad; pass input.detach()"),
+        (torch.nn.Parameter, "that requires grad; pass input.detach()"),
+        (lambda x: x.to("meta"), "on meta; pass input.cpu()"),
+        (lambda x: x.to_sparse(), "of layout torch.sparse_coo; pass input.to_dense()"),
+        (lambda x: x.to(torch.float8_e4m3fn), "of torch.float8_e4m3fn; pass input.float()"),
+    ],
+)
+def test_other_tensors_are_refused(
+    function: Callable[..., Any], change: Callable[[Any], Any], message: str
+) -> None:
+    start = "input must be an array in memory, got a torch tensor "
+    with pytest.raises(TypeError, match=f"^{re.escape(start + message)}$"):
+        function(change(torch.from_numpy(X.copy())), T)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_on_a_gpu_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"a torch tensor on cuda:0; pass input.cpu\(\)$"):
+        kldiv_dask.kl_div_with_logits(torch.from_numpy(X).cuda(), T)
+
+
+def test_tensors_by_position() -> None:
+    small = {
+        "where": np.array([1, 0, 1, 1, 0, 1]),
+        "groups": np.arange(6) % 2,
+        "labels": np.array([0, 1, 2, 3, 4, 2]),
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in small.items()}
+    found, wanted = (kldiv_dask.evaluate(X, T, **said, progress=False) for said in (tensors, small))
+    assert found.overall == wanted.overall
+    assert found.groups == wanted.groups
+    for name, tensor in tensors.items():
+        message = f"^{name} must be an array in memory, got a torch tensor on meta; pass {name}.cpu"
+        with pytest.raises(TypeError, match=message):
+            kldiv_dask.evaluate(X, T, **{name: tensor.to("meta")}, progress=False)
+
+
+def test_tensors_are_known_again_when_a_run_goes_on(tmp_path: Any) -> None:
+    runs = [
+        kldiv_dask.evaluate(
+            torch.from_numpy(X.copy()), T, checkpoint=tmp_path / "c", progress=False
+        )
+        for _ in range(2)
+    ]
+    assert "taken_over" in runs[1].provenance
+
+
+def test_one_tensor_twice_is_one_array() -> None:
+    tensor = torch.from_numpy(X)
+    with pytest.warns(kldiv_dask.EvaluationWarning, match="one and the same array"):
+        kldiv_dask.evaluate(tensor, tensor, progress=False)

@@ -110,7 +110,7 @@ ERRORS: list[tuple[Any, ...]] = [
        {"temperature": temperature}) for temperature in ("1", None, [1.0], 2j)),
     *((ValueError, f"reduction is {r!r}; accepted are 'none', 'mean', 'batchmean', 'sum'",
        (X, T), {"reduction": r}) for r in ("average", "elementwise_mean", None, ["sum"])),
-    (TypeError, "where is of dtype int64; accepted is bool", (X, T), {"where": [1] * 6}),
+    (ValueError, "where has 3; accepted are booleans", (X, T), {"where": [3] * 6}),
     (ValueError, "where of shape (6, 4) does not broadcast to the shape (6,) of the result", (X, T),
      {"where": X > 0}),
     (ValueError, "split_every is 1; it must be at least 2", (LAZY_X, LAZY_X), {"split_every": 1}),

@@ -85,7 +85,7 @@ def test_nothing_is_skipped_because_the_cluster_is_lost(tmp_path, loss, undistur
     with dask.config.set(settings), own_cluster() as client:
         thread = once_there(path, lambda: LOSSES[loss](client))
         options = {"checkpoint": path, "checkpoint_interval": 0, "progress": False}
-        with pytest.raises(ClusterError, match="^the cluster was lost: "):
+        with pytest.raises(ClusterError, match=r"^the cluster was lost: "):
             evaluate(*pair(), on_error="skip", scheduler=client, **options)
         thread.join()
     header, _ = checkpoint.loads(path.read_bytes(), "")
@@ -181,8 +181,7 @@ def test_workers_that_leave_while_three_jobs_run(undisturbed):
         done = []
 
         def work():
-            for _ in range(3):
-                done.append(evaluate(*pair(), progress=False, scheduler=client))
+            done.extend(evaluate(*pair(), progress=False, scheduler=client) for _ in range(3))
 
         jobs = [threading.Thread(target=work) for _ in range(2)]
         for job in jobs:

@@ -124,4 +124,3 @@ def test_under_array_expressions():
     )
     assert found.returncode == 0, found.stdout
     assert "passed" in found.stdout
-

@@ -227,7 +227,7 @@ def test_cluster(client: Client) -> None:
 
 
 ERRORS: list[tuple[type[Exception], str, Any]] = [
-    (TypeError, "where is of dtype int64; accepted is bool", np.ones((6, 4), int)),
+    (ValueError, "where has 2; accepted are booleans, or integers", np.full((6, 4), 2)),
     (TypeError, "where is of dtype float64; accepted is bool", 1.0),
     (TypeError, "where holds MaskedArray chunks; accepted is numpy.ndarray",
      np.ma.masked_equal(np.ones((6, 4), bool), False)),

@@ -57,8 +57,10 @@ if TYPE_CHECKING:
 @click.option(
     "--where",
     metavar="PATH",
-    help="Array of booleans: what to include of the elements, or with --logits of the positions.",
+    help="Array of booleans, or of 0 and 1: what to include of the elements, or with --logits of"
+    " the positions.",
 )
+@click.option("--where-key", metavar="KEY", help="Name of the array in a file or group of many.")
 @click.option(
     "--reduction",
     type=click.Choice(["mean", "batchmean", "sum"]),
@@ -189,6 +191,7 @@ def _open(
     axis: int | None,
     temperature: float | None,
     where: str | None,
+    where_key: str | None,
     dtype: str | None,
     chunks: str | None,
     **reading: Any,
@@ -201,7 +204,9 @@ def _open(
     from kldiv_dask.storage import open_array, open_pair
 
     pair = open_pair(input, target, chunks=parse_chunks(chunks), **reading)
-    masks = {} if where is None else {"where": open_array(where)}
+    if where is None and where_key is not None:
+        raise ValueError(f"where_key is {where_key!r}, and there is no --where")
+    masks = {} if where is None else {"where": open_array(where, key=where_key)}
     summary: Any
     if logits:
         summary, axis = kl_div_with_logits_summary, -1 if axis is None else axis

@@ -49,8 +49,12 @@ SMALL = "where", "groups", "labels"
     show_default=True,
     help="What logits are divided by.",
 )
-@click.option("--where", metavar="PATH", help="Array of booleans: which positions to include.")
-@click.option("--groups", metavar="PATH", help="Array of integers: the group of each position.")
+@click.option(
+    "--where", metavar="PATH", help="Array of booleans, or of 0 and 1: which positions to include."
+)
+@click.option(
+    "--groups", metavar="PATH", help="Array of integers or strings: the group of each position."
+)
 @click.option(
     "--labels",
     metavar="PATH",
@@ -70,6 +74,13 @@ SMALL = "where", "groups", "labels"
     help="Compute in float64 what would be in float32.",
 )
 @reading_options
+@click.option("--where-key", metavar="KEY", help="Name of the array in a file or group of many.")
+@click.option("--groups-key", metavar="KEY", help="Name of the array in a file or group of many.")
+@click.option(
+    "--labels-key",
+    metavar="KEY",
+    help="Name of the array in a file or group of many; 'labels' in a base file of llama.cpp.",
+)
 @click.option(
     "--checkpoint",
     metavar="PATH",

@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 
 from kldiv_dask.align import Box, cut, repeated_operands
+from kldiv_dask.arrays import plain
 from kldiv_dask.evaluation import doubts
 from kldiv_dask.evaluation.data import Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
@@ -35,7 +36,8 @@ class Inspection:
     input, target : dask.array.Array
         The arrays.
     where : dask.array.Array or None
-        What is included: of the positions for logits, of the elements otherwise.
+        What is included, as booleans or integers of 0 and 1: of the positions for logits, of the
+        elements otherwise.
     kind : str
         As for `evaluate`.
     axis : int
@@ -45,7 +47,7 @@ class Inspection:
     def __init__(
         self, input: da.Array, target: da.Array, where: da.Array | None, kind: str, axis: int
     ) -> None:
-        self._kind, self._where = kind, where
+        self._kind, self._where = kind, None if where is None else plain("where", where)
         ndim = max(input.ndim, target.ndim)
         self._axis = axis if axis < 0 else axis - ndim
         self._data = Data({"input": input, "target": target})

@@ -27,6 +27,9 @@ def evaluate(
     chunks: Chunks = None,
     input_key: str | None = None,
     target_key: str | None = None,
+    where_key: str | None = None,
+    groups_key: str | None = None,
+    labels_key: str | None = None,
     allow_truncated: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float | None = None,
@@ -59,9 +62,11 @@ def evaluate(
     temperature : float
         What logits are divided by.
     where : array_like of bool or path, optional
-        Which positions to include; broadcasts to them. All others count nowhere.
+        Which positions to include, as booleans or integers of 0 and 1; broadcasts to them. All
+        others count nowhere.
     groups : array_like of integers or strings or path, optional
-        The name of the group that each position is in; broadcasts to them.
+        The name of the group that each position is in; broadcasts to them. Bytes are read as
+        UTF-8.
     labels : array_like of integers or path, optional
         The class that is right at each position, or -100 where there is none.
     cluster_axis : int or str
@@ -73,8 +78,9 @@ def evaluate(
         float64 to compute in float64 what would be in float32: logits that are no float64.
     chunks : int, str, tuple, mapping or None, optional
         Of paths, what to read at a time, as in `open_pair`.
-    input_key, target_key : str, optional
-        Of paths, the name of the array in a file or group of many, as in `open_pair`.
+    input_key, target_key, where_key, groups_key, labels_key : str, optional
+        Of paths, the name of the array in a file or group of many, as in `open_pair`; 'labels' of a
+        base file of llama.cpp is the right class at each position.
     allow_truncated : bool
         Of paths, whether to read a base file of llama.cpp that was cut short, as in `open_pair`.
     checkpoint : str or os.PathLike, optional
@@ -183,6 +189,9 @@ def evaluate(
         chunks=chunks,
         input_key=input_key,
         target_key=target_key,
+        where_key=where_key,
+        groups_key=groups_key,
+        labels_key=labels_key,
         allow_truncated=allow_truncated,
         checkpoint=checkpoint,
         checkpoint_interval=checkpoint_interval,

@@ -1,6 +1,7 @@
 """From the arguments of an evaluation to aligned arrays, and what is known of them."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -8,21 +9,19 @@ import numpy as np
 
 from kldiv_dask import graph, labelled
 from kldiv_dask.align import Box, Pair, align, align_small, as_dask, repeated_operands
+from kldiv_dask.arrays import without_torch
 from kldiv_dask.evaluation.data import PATHS, Data
 from kldiv_dask.evaluation.run import Grid
 from kldiv_dask.functional.logits import last_axis
 from kldiv_dask.kernels.checks import OPERANDS
 from kldiv_dask.options import resolve_class_axis, resolve_dtype
 from kldiv_dask.statistics.chunks import Plan
-from kldiv_dask.storage import open_array, open_pair
+from kldiv_dask.storage import key_called, llama, open_array, open_pair
 from kldiv_dask.storage.chunking import Chunks
+from kldiv_dask.storage.opening import PathLike
+from kldiv_dask.storage.source import normalise_path
 
-# The kinds of type that are accepted of arrays by position.
-BY_POSITION = {
-    "where": ("b", "bool"),
-    "groups": ("biuSU", "integers, booleans or strings"),
-    "labels": ("iu", "an integer type"),
-}
+OF_PAIR, BY_POSITION = ("input", "target"), ("where", "groups", "labels")
 
 
 class Arguments(NamedTuple):
@@ -35,29 +34,50 @@ class Arguments(NamedTuple):
     labels: Any
 
     def opened(
-        self, keys: tuple[str | None, str | None], *, chunks: Chunks, allow_truncated: bool
+        self, keys: Mapping[str, str | None], *, chunks: Chunks, allow_truncated: bool
     ) -> "Arguments":
-        """Open what is given by its path; beside DataArrays, a string may be a coordinate."""
-        pair = (self.input, self.target)
-        for name, key, operand in zip(("input", "target"), keys, pair, strict=True):
-            if key is not None and not isinstance(operand, PATHS):
-                raise ValueError(f"{name}_key is {key!r}, and {name} is no path")
+        """Open what is given by its path; beside DataArrays, a string may be a coordinate.
+
+        `keys` has the name of each array in its file, by argument.
+        """
+        # Tensors, which have no lasting token to be known by, become arrays.
+        given = {name: without_torch(name, array) for name, array in self._asdict().items()}
+        if self.input is self.target:
+            given["target"] = given["input"]
+        input, target = given["input"], given["target"]
+        _check_keys(given, keys, OF_PAIR)
         reading: dict[str, Any] = {"chunks": chunks, "allow_truncated": allow_truncated}
-        if all(isinstance(operand, PATHS) for operand in pair):
-            pair = open_pair(*pair, input_key=keys[0], target_key=keys[1], **reading)
+        if isinstance(input, PATHS) and isinstance(target, PATHS):
+            reading |= {f"{name}_key": keys[name] for name in OF_PAIR}
+            given["input"], given["target"] = open_pair(input, target, **reading)
         else:
-            pair = tuple(
-                open_array(operand, key=key, **reading) if isinstance(operand, PATHS) else operand
-                for operand, key in zip(pair, keys, strict=True)
-            )
-        others = {
-            name: labelled.coordinate(name, getattr(self, name), *pair) for name in BY_POSITION
-        }
-        opened = {
-            name: open_array(array) if isinstance(array, PATHS) else array
-            for name, array in others.items()
-        }
-        return Arguments(*pair, **opened)
+            for name in OF_PAIR:
+                if isinstance(given[name], PATHS):
+                    with key_called(f"{name}_key"):
+                        given[name] = open_array(given[name], key=keys[name], **reading)
+        for name in BY_POSITION:
+            given[name] = labelled.coordinate(name, given[name], given["input"], given["target"])
+        _check_keys(given, keys, BY_POSITION)
+        for name in BY_POSITION:
+            if isinstance(given[name], PATHS):
+                with key_called(f"{name}_key"):
+                    given[name] = open_said(given[name], keys[name], allow_truncated)
+        return Arguments(**given)
+
+
+def open_said(path: PathLike, key: str | None, allow_truncated: bool) -> da.Array:
+    """Open what is said of positions; only base files of llama.cpp may be truncated."""
+    truncated = allow_truncated and llama.recognises(normalise_path(path))
+    return open_array(path, key=key, allow_truncated=truncated)
+
+
+def _check_keys(
+    given: Mapping[str, Any], keys: Mapping[str, str | None], names: tuple[str, ...]
+) -> None:
+    """Refuse the name of an array in what is no file."""
+    for name in names:
+        if keys[name] is not None and not isinstance(given[name], PATHS):
+            raise ValueError(f"{name}_key is {keys[name]!r}, and {name} is no path")
 
 
 class Operands(NamedTuple):
@@ -146,17 +166,20 @@ def prepare(
     wide |= resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
     computed = graph.computed_in(wide, temperature)
     class_axis = resolve_class_axis(matched.axis, *arrays)
+    if any(math.isnan(length) for array in arrays for length in array.shape):
+        raise ValueError(
+            "input and target have unknown chunk sizes; call compute_chunk_sizes() on them, or "
+            "to_dask_array(lengths=True) on a dataframe"
+        )
     moved = [last_axis(class_axis, array) for array in arrays]
     repeated = repeated_operands(*moved)
     joined = [a if a.numblocks[-1] == 1 else a.rechunk({a.ndim - 1: -1}) for a in moved]
     pair = align(joined[0], joined[1], np.dtype(np.float64), stacklevel=stacklevel + 1)
     shape = tuple(map(sum, pair.chunks[:-1]))
-    if any(np.isnan(shape)):
-        raise ValueError("input and target have unknown chunk sizes; call compute_chunk_sizes()")
     number = _checked_cluster_axis(cluster_axis, len(shape), matched.dims[:-1])
     positions = pair.chunks[:-1]
     by_position = {
-        name: None if array is None else align_small(name, array, positions, *BY_POSITION[name])
+        name: None if array is None else align_small(name, array, positions)
         for name, array in matched.small.items()
     }
     tolerances = [

@@ -49,6 +49,9 @@ class Request:
     chunks: Chunks = None
     input_key: str | None = None
     target_key: str | None = None
+    where_key: str | None = None
+    groups_key: str | None = None
+    labels_key: str | None = None
     allow_truncated: bool = False
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_interval: float | None = None
@@ -69,7 +72,7 @@ class Request:
         if self.checkpoint is not None:
             files.check(self.checkpoint, "checkpoint")
         arguments = Arguments(self.input, self.target, self.where, self.groups, self.labels)
-        keys = (self.input_key, self.target_key)
+        keys = {name: getattr(self, f"{name}_key") for name in arguments._fields}
         operands = prepare(
             arguments.opened(keys, chunks=self.chunks, allow_truncated=self.allow_truncated),
             kind=self.kind,

@@ -73,10 +73,10 @@ def kl_div(
     keepdims : bool
         Whether the axes that are reduced are left in the result, with length one.
     where : array_like of bool, optional
-        Which elements to include; broadcasts to the shape of the result. What is excluded counts
-        nowhere, whatever its values: ``'mean'`` divides by the number of included elements,
-        ``'batchmean'`` by that of the rows of `input` that have any, both give NaN where there are
-        none, and ``'none'`` has 0 there.
+        Which elements to include, as booleans or integers of 0 and 1; broadcasts to the shape of
+        the result. What is excluded counts nowhere, whatever its values: ``'mean'`` divides by the
+        number of included elements, ``'batchmean'`` by that of the rows of `input` that have any,
+        both give NaN where there are none, and ``'none'`` has 0 there.
     dtype : dtype_like, optional
         Floating type of the computation and the result, to which both operands are cast. By
         default the wider of the operands' types; a 0-d operand does not widen an array. Terms of
@@ -106,7 +106,7 @@ def kl_div(
         `axis` is out of bounds.
     TypeError
         An operand is complex, integer or boolean, `dtype` is not a supported floating type,
-        `where` is not boolean, or an operand is a Dataset.
+        `where` is neither boolean nor of integers, or an operand is a Dataset.
 
     Warns
     -----

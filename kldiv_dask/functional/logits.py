@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import graph, labelled
-from kldiv_dask.align import Pair, align, align_where, as_dask, repeated_operands
+from kldiv_dask.align import Pair, align, align_small, as_dask, repeated_operands
 from kldiv_dask.functional.divergence import whole
 from kldiv_dask.functional.summary import LazySummary, summarise
 from kldiv_dask.graph.tree import SplitEvery
@@ -60,10 +60,10 @@ def kl_div_with_logits(
         positions: ``'mean'`` divides by their number, ``'batchmean'`` by the length of their
         first axis.
     where : array_like of bool, optional
-        Which positions to include; broadcasts to their shape. What is excluded counts nowhere,
-        whatever its logits: ``'mean'`` divides by the number of included positions,
-        ``'batchmean'`` by that of the rows that have any, both give NaN where there are none, and
-        ``'none'`` has 0 there.
+        Which positions to include, as booleans or integers of 0 and 1; broadcasts to their shape.
+        What is excluded counts nowhere, whatever its logits: ``'mean'`` divides by the number of
+        included positions, ``'batchmean'`` by that of the rows that have any, both give NaN where
+        there are none, and ``'none'`` has 0 there.
     dtype : dtype_like, optional
         Floating type of the result. By default float64 if either operand is, else float32. With
         float64, or a `temperature` that is no power of two, the computation is in float64.
@@ -85,7 +85,7 @@ def kl_div_with_logits(
         `axis` is out of bounds.
     TypeError
         An operand or `dtype` is not of a supported floating type, `axis` is not an integer,
-        `where` is not boolean, or an operand is a Dataset.
+        `where` is neither boolean nor of integers, or an operand is a Dataset.
 
     Warns
     -----
@@ -203,7 +203,9 @@ def prepare_logits(
     # Narrowing would change logits, which are taken as exact.
     pair = align(input, target, np.dtype(np.float64), stacklevel=stacklevel + 1)
     if given.small["where"] is not None:
-        pair = graph.mask_positions(pair, align_where(given.small["where"], pair.chunks[:-1]))
+        pair = graph.mask_positions(
+            pair, align_small("where", given.small["where"], pair.chunks[:-1])
+        )
     return graph.Logits(pair, temperature, graph.computed_in(wide, temperature)), to
 
 

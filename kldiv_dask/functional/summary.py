@@ -98,7 +98,8 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
         blocks: da.Array | None = None,
         pair: Pair | None = None,
     ) -> None:
-        vars(self).update(fields._asdict())
+        for name, field in fields._asdict().items():
+            setattr(self, name, field)
         self.pairs = pairs
         self._blocks, self._pair = blocks, pair
 

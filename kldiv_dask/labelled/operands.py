@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import dask.array as da
 
 from kldiv_dask.align import as_dask
+from kldiv_dask.arrays import check_pandas
 from kldiv_dask.labelled.names import (
     Arrays,
     Dims,
@@ -84,6 +85,7 @@ def match(
     dimensions are meant, by number or by name: with `classes` the one that is to come last.
     """
     given = {"input": input, "target": target} | dict(small)
+    check_pandas(given)
     labelled = {name: array for name, array in given.items() if is_named(name, array)}
     named = {name: array for name, array in labelled.items() if name not in small}
     if not named:

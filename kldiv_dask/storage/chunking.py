@@ -59,21 +59,22 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
     """
     shape = np.broadcast_shapes(*(source.shape for source in sources))
     dtype = max((source.dtype for source in sources), key=lambda dtype: dtype.itemsize)
+    itemsize = dtype.itemsize or 64  # strings of any length
     given = isinstance(chunks, str) and chunks != "auto"
     limit = 0 if given else config.size("chunk-size")
     try:
         if given:
             limit = parse_bytes(chunks)
-        unit = _read_unit(sources, shape, limit // dtype.itemsize)
+        unit = _read_unit(sources, shape, limit // itemsize)
         if chunks is None or isinstance(chunks, str):
             largest = max(sources, key=lambda source: source.nbytes)
             _warn_of_size(sources, limit)
-            part = max(math.prod(shape) * dtype.itemsize // _PARTS, _SMALL)
+            part = max(math.prod(shape) * itemsize // _PARTS, _SMALL)
             limits = limit, limit if given else min(limit, part)
             bound = min(source.most_elements for source in sources)
-            most = [min(one // dtype.itemsize, bound) for one in limits]
+            most = [min(one // itemsize, bound) for one in limits]
             chunks = _grow(unit, shape, most, largest.order)
-        _check_count(chunks, shape, math.prod(shape) * dtype.itemsize)
+        _check_count(chunks, shape, math.prod(shape) * itemsize)
         planned: NormalisedChunks = da.core.normalize_chunks(
             chunks, shape=shape, dtype=dtype, previous_chunks=unit
         )

@@ -74,7 +74,7 @@ class Hdf5Source(Source):
         with _opened(self.path) as file:
             dataset = file[self.key]
             _require_filters(dataset, self.name)
-            return dataset[index]
+            return (dataset.asstr() if self.stored_dtype.kind == "O" else dataset)[index]
 
     @printable_errors()
     def contents(self) -> Contents:
@@ -84,7 +84,7 @@ class Hdf5Source(Source):
         with _opened(self.path) as file:
             dataset = file[self.key]
             missing = list(itertools.islice(_unwritten(dataset), most))
-            fill = float(dataset.fillvalue)
+            fill = float(dataset.fillvalue) if dataset.dtype.kind in "biuf" else 0.0
         if fill in self.missing_values:
             fill = math.nan
         return contents_of(self, [seen], missing=missing, fill=fill)
@@ -243,7 +243,8 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
             raise ValueError(f"{name} has its data in other files; open those instead")
         attributes = {one: dataset.attrs[one] for one in NAMES if one in dataset.attrs}
         refuse_packed(attributes, path, key, "open_dataset")
-        check_dtype(dataset.dtype, name)
+        if require("h5py", "hdf5", path).check_string_dtype(dataset.dtype) is None:
+            check_dtype(dataset.dtype, name)
         check_shape(dataset.shape, dataset.dtype, name)
         _require_filters(dataset, name)
         return Hdf5Source(

@@ -90,7 +90,7 @@ def open_array(
         ``add_offset``, which xarray applies), `chunks` does not suit the shape, or
         `allow_truncated` the format.
     TypeError
-        If the dtype is not boolean, integer or real floating point.
+        If the dtype is not boolean, integer, real floating point or of strings.
     ImportError
         If a package that the format needs is not installed.
     BlockingIOError

@@ -111,7 +111,12 @@ class Source(ABC):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the arrays read: the stored one in native byte order."""
+        """Type of the arrays read: the stored one in native byte order.
+
+        Strings of any length are read as those of NumPy, as long as the longest of what is read.
+        """
+        if self.stored_dtype.kind in "OT":
+            return np.dtype(str)
         return self.stored_dtype.newbyteorder("=")
 
     @property
@@ -272,14 +277,15 @@ def normalise_path(path: str | os.PathLike[str]) -> str:
 
 
 def check_dtype(dtype: np.dtype[Any], name: str) -> None:
-    """Raise TypeError, naming the array, unless `dtype` is boolean, integer or real floating."""
-    if dtype.kind in "biuf" or dtype.name in REAL_FLOATS:
+    """Raise TypeError, naming the array, unless `dtype` is of numbers, booleans or strings."""
+    if dtype.kind in "biufSUT" or dtype.name in REAL_FLOATS:
         return
     # What NumPy's own format makes of ml_dtypes.bfloat16.
     anonymous = dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
     hint = " (bfloat16 loses its name in this format: save it as float32)" if anonymous else ""
     raise TypeError(
-        f"{name} has dtype {dtype}{hint}; boolean, integer and real floating arrays can be read"
+        f"{name} has dtype {dtype}{hint}; boolean, integer, real floating and string arrays can be"
+        " read"
     )
 
 

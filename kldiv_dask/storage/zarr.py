@@ -84,7 +84,9 @@ class ZarrSource(Source):
                 status = _status(self.path, name)
                 if array.shards is not None and status is not None and status.st_size == 0:
                     raise ValueError(f"the shard {name} is empty")
-        return array[index]
+        found = array[index]
+        # NumPy turns strings of any length into its own by way of objects alone.
+        return found.astype(object) if self.stored_dtype.kind == "T" else found
 
     @printable_errors()
     def contents(self) -> Contents:
@@ -95,7 +97,8 @@ class ZarrSource(Source):
         """
         array = _opened(self)
         most = config.count("files-checked")
-        fill = float(array.fill_value or 0)  # zarr's choice where the metadata says none
+        # Zarr's choice where the metadata says none.
+        fill = 0.0 if self.dtype.kind in "SU" else float(array.fill_value or 0)
         if fill in self.missing_values:
             fill = math.nan
         if is_url(self.path):

@@ -1,0 +1,163 @@
+"""What is given as an array: a NumPy or Dask array of it, or one line that says why not."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.array.utils import meta_from_array
+
+from kldiv_dask.options import named_dtype
+
+# What is said of elements or positions: the kinds of type it is computed with, those that are
+# turned into one of them, and both in words.
+ACCEPTED = {
+    "where": ("b", "iuO", "bool, or integers of 0 and 1"),
+    "groups": ("biuU", "SOT", "integers, booleans or strings"),
+    "labels": ("iu", "O", "an integer type"),
+}
+
+
+def as_array(name: str, operand: Any) -> Any:
+    """Return a Dask array, or something with a shape and a dtype that can be sliced."""
+    if isinstance(operand, da.Array):
+        return operand
+    if dask.is_dask_collection(operand):
+        return da.asanyarray(operand)
+    operand = without_torch(name, operand)
+    # What takes part in NumPy's arithmetic, such as a labelled array, is in memory already. What
+    # does not, such as a stored array, is read chunk by chunk.
+    stored = not hasattr(operand, "__array_ufunc__") and hasattr(operand, "shape")
+    if stored and isinstance(getattr(operand, "dtype", None), np.dtype):
+        return operand
+    # NumPy would make strings of the numbers in a list of both.
+    objects = name == "groups" and isinstance(operand, list | tuple)
+    try:
+        return np.array(operand, object) if objects else np.asanyarray(operand)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(operand).__name__
+        raise type(error)(f"{name} must be an array, got a {kind}: {error}") from error
+
+
+def without_torch(name: str, operand: Any) -> Any:
+    """Return a tensor of torch as a NumPy array, and anything else as it is."""
+    if not any(base.__module__.partition(".")[0] == "torch" for base in type(operand).__mro__):
+        return operand
+    if not hasattr(operand, "detach"):  # a dtype, a module
+        raise TypeError(f"{name} must be an array, got a {type(operand).__name__} of torch")
+    what = f"{name} must be an array in memory, got a torch tensor"
+    if operand.requires_grad:
+        raise TypeError(f"{what} that requires grad; pass {name}.detach()")
+    if operand.device.type != "cpu":
+        raise TypeError(f"{what} on {operand.device}; pass {name}.cpu()")
+    if str(operand.layout) != "torch.strided":
+        raise TypeError(f"{what} of layout {operand.layout}; pass {name}.to_dense()")
+    operand = operand.resolve_conj().resolve_neg()
+    if str(operand.dtype) == "torch.bfloat16":  # which NumPy has from ml_dtypes, and torch has not
+        bits = operand.contiguous().view(sys.modules["torch"].int16).numpy()
+        return bits.view(named_dtype("bfloat16"))
+    try:
+        return operand.numpy()
+    except TypeError as error:
+        cast = "long" if name in ACCEPTED else "float"
+        raise TypeError(f"{what} of {operand.dtype}; pass {name}.{cast}()") from error
+
+
+def check_numpy(name: str, array: da.Array) -> None:
+    """Refuse chunks of another kind."""
+    meta = meta_from_array(array)
+    masked = isinstance(meta, np.ma.MaskedArray)
+    if masked or not isinstance(meta, np.ndarray):
+        hint = f"; pass {name}.filled()" if masked else ""
+        if masked and name not in ACCEPTED:
+            hint = f"; pass np.ma.getdata({name}), and where, which is False where it is masked"
+        raise TypeError(
+            f"{name} holds {type(meta).__name__} chunks; accepted is numpy.ndarray{hint}"
+        )
+
+
+def check_pandas(given: Mapping[str, Any]) -> None:
+    """Refuse objects of pandas whose labels differ, as they are paired by position."""
+    for axis in ("index", "columns"):
+        labels: dict[int, tuple[str, Any]] = {}
+        for name, operand in given.items():
+            own = getattr(operand, axis, None)
+            if own is None or type(operand).__module__.partition(".")[0] != "pandas":
+                continue
+            other, known = labels.setdefault(len(own), (name, own))
+            if not known.equals(own):
+                raise ValueError(
+                    f"{name} has other labels in its {axis} than {other}, or another order of them;"
+                    f" accepted are equal ones: reindex it, or pass {name}.to_numpy() to pair by"
+                    " position"
+                )
+
+
+def check_kind(name: str, dtype: np.dtype[Any]) -> None:
+    """Refuse a type that can't be what is said of positions."""
+    kinds, others, accepted = ACCEPTED[name]
+    if dtype.kind not in kinds + others:
+        raise TypeError(f"{name} is of dtype {dtype}; accepted is {accepted}")
+
+
+def plain(name: str, array: Any) -> Any:
+    """Return what is said of positions in a type to compute with; of Dask arrays, lazily."""
+    unsigned = name == "labels" and array.dtype == np.uint64
+    if array.dtype.kind in ACCEPTED[name][0] and not unsigned:
+        return array
+    if not isinstance(array, da.Array):
+        return _plain(array, name)
+    dtype = {"where": np.dtype(bool), "groups": np.dtype("U"), "labels": np.dtype(np.int64)}[name]
+    meta = np.empty((0,) * array.ndim, dtype)
+    return da.map_blocks(_plain, array, said=name, dtype=dtype, meta=meta)
+
+
+def _plain(block: npt.NDArray[Any], said: str) -> npt.NDArray[Any]:
+    kind = block.dtype.kind
+    if kind in "OT":
+        block = _of_objects(said, block.astype(object))
+        check_kind(said, block.dtype)
+        kind = block.dtype.kind
+    if kind == "S":
+        try:
+            return np.char.decode(block, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{said} has bytes that are no UTF-8: {error}") from error
+    if said == "where" and kind in "iu":
+        _check(said, block, (block != 0) & (block != 1), "booleans, or integers of 0 and 1")
+        return block.astype(bool)
+    if said == "labels" and kind == "u":
+        _check(said, block, block > np.iinfo(np.int64).max, "classes, or -100 for none")
+        return block.astype(np.int64)
+    return block
+
+
+_plain.__name__ = "kl-div-given"  # what Dask calls its tasks
+
+
+def _check(said: str, block: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], what: str) -> None:
+    if wrong.any():
+        raise ValueError(f"{said} has {block[wrong][0]}; accepted are {what}")
+
+
+def _of_objects(said: str, block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return what objects are: strings, bytes, booleans or integers, all of one kind."""
+    values = block.reshape(-1).tolist()
+    for types, dtype in (((str,), str), ((bytes,), bytes), ((bool, np.bool_), bool)):
+        if all(isinstance(value, types) for value in values):
+            return block.astype(dtype)
+    numbers = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
+    if numbers and all(-(2**63) <= value < 2**63 for value in values):
+        return block.astype(np.int64)
+    accepted = ACCEPTED[said][2]
+    for place, value in enumerate(values):
+        if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
+            index = tuple(map(int, np.unravel_index(place, block.shape)))
+            raise ValueError(f"{said} has no value at {index}, but {value}; accepted is {accepted}")
+    found = ", ".join(sorted({type(value).__name__ for value in values}))
+    raise TypeError(
+        f"{said} holds objects of type {found}; accepted is {accepted}, all of one kind"
+    )
