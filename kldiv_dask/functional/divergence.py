@@ -67,7 +67,8 @@ def kl_div(
     axis : int or tuple of ints, optional
         Axes of the broadcast result that ``'sum'`` or ``'mean'`` reduces; by default all. Each sum
         is exact, and fastest where the axes have one chunk each; where not, every element of the
-        result takes 584 bytes in each chunk on the way.
+        result takes 584 bytes in each chunk on the way. Where that is more than the data, they are
+        rechunked if that takes less.
     dim : str, or sequence of them, optional
         Of DataArrays, the names of the dimensions to reduce, in the place of `axis`.
     keepdims : bool
@@ -113,7 +114,8 @@ def kl_div(
     UserWarning
         ``reduction='mean'`` is asked for, the default included, or a deprecated spelling is used.
     dask.array.PerformanceWarning
-        The operands' chunks differ and one operand has to be rechunked.
+        The operands' chunks differ and one operand has to be rechunked; or sums along `axis` take
+        more memory on the way than the operands.
 
     Notes
     -----
@@ -162,7 +164,7 @@ def kl_div(
         raise ValueError(f"dim is {dim!r} with reduction={reduction!r}; it is for 'sum' and 'mean'")
     given = labelled.match(input, target, {"where": where}, axis=axis, dim=dim)
     pair, term = prepare(given, log_target, dtype, zero_safe, stacklevel=2)
-    result = _resolved(pair, term, resolved, given.axis, bool(keepdims), split_every)
+    result = _resolved(pair, term, resolved, given.axis, bool(keepdims), split_every, stacklevel=2)
     return given.wrap(result, () if resolved.kind == "none" else given.axis)
 
 
@@ -193,11 +195,15 @@ def _resolved(
     axis: Axis,
     keepdims: bool,
     split_every: SplitEvery,
+    *,
+    stacklevel: int,
 ) -> da.Array:
     """Return the result of `kl_div` for an aligned pair."""
     if reduction.kind == "none":
         return _elementwise(pair, term, reduction)
     axes = resolve_axes(axis, pair.ndim)
+    if len(axes) < pair.ndim:
+        pair = graph.gathered(pair, axes, stacklevel=stacklevel + 1)
     if len(axes) < pair.ndim and all(len(pair.chunks[axis]) == 1 for axis in axes):
         graph.fan_in(split_every, (1,) * pair.ndim)  # checks it, though nothing is merged
         sums = graph.sums(pair, term, axes, reduction.kind)
@@ -266,7 +272,7 @@ class KLDivLoss:
         resolved = resolve_reduction(None, None, self.reduction, stacklevel=2)
         given = labelled.match(input, target, {"where": None})
         pair, term = prepare(given, self.log_target, self.dtype, self.zero_safe, stacklevel=2)
-        result = _resolved(pair, term, resolved, None, False, self.split_every)
+        result = _resolved(pair, term, resolved, None, False, self.split_every, stacklevel=2)
         return given.wrap(result, () if resolved.kind == "none" else None)
 
     def __repr__(self) -> str:

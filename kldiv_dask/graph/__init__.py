@@ -7,6 +7,7 @@ Everything here is public Dask API, so that the result works under Dask's defaul
 from kldiv_dask.graph.blocks import partials, sums, terms
 from kldiv_dask.graph.evaluations import merged_state, states
 from kldiv_dask.graph.finalise import batch_size, count, value, values, without
+from kldiv_dask.graph.gathering import gathered
 from kldiv_dask.graph.positions import (
     Logits,
     computed_in,
@@ -24,6 +25,7 @@ __all__ = [
     "count",
     "divergences",
     "fan_in",
+    "gathered",
     "is_large",
     "mask_positions",
     "merged",
