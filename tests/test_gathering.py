@@ -40,8 +40,8 @@ def test_chunks_are_gathered_where_partials_would_be_larger(tight, length, chunk
     where = da.from_array(np.arange(length)[:, None, None] % 3 > 0, chunks=(5, 1, 1))
     pattern = (
         (
-            r"axis 0 is cut into \d+ pieces, of which each takes 584 bytes for every element of the "
-            r"result: 292.00 kiB for a pair of chunks, .*B for all; input and target \(.*\) are "
+            r"axis 0 is cut into \d+ pieces, of which each takes 584 bytes for every element of the"
+            r" result: 292.00 kiB for a pair of chunks, .*B for all; input and target \(.*\) are "
             rf"rechunked instead, .* as {opened} of kldiv_dask.open_pair does"
         )
         .replace("=(", r"=\(")

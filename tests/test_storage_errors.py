@@ -57,7 +57,6 @@ BROKEN = {
         TypeError,
         "bfloat16 loses its name.*save it as float32",
     ),
-    "text-array.npy": (lambda path: np.save(path, np.array(["a"])), TypeError, "dtype <U1"),
     "record.npy": (lambda path: np.save(path, np.zeros(2, "f4,f4")), TypeError, "floating"),
     "complex.npy": (lambda path: np.save(path, np.zeros(2, "c8")), TypeError, "complex64"),
     "complex.zarr": (
