@@ -297,7 +297,8 @@ def test_damaged_chunks_are_named(path):
     assert (error.path, error.key, error.region) == (str(path), "deep/scores", "[8:10, 3:6]")
     # Not one of the system's, which would have been waited for.
     assert isinstance(error.__cause__, ValueError)
-    assert "filter returned failure" in str(error)
+    said = "filter returned failure", "detected by Fletcher32"  # depends on the version of HDF5
+    assert any(words in str(error) for words in said)
     assert np.array_equal(x[:8].compute(), VALUES[:8])
 
 
