@@ -22,7 +22,7 @@ from tests.commands import SCRIPTS, at_terminal
 ROOT = Path(__file__).parents[1]
 
 # Seconds that no run may take: none hangs.
-BOUND = 120
+BOUND = 180
 
 # Of the table: an outcome, and what to compare the times of faults with.
 RIGHT, NONE = "right bits", "no fault"

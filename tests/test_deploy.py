@@ -98,6 +98,16 @@ def test_every_role_finds_its_certificate(folder):
     assert {path.name for path in Path("tls").glob("*.pem")} == {path.name for path in files}
 
 
+def test_a_scheduler_restarts_silent_workers_in_the_time_that_is_set(folder):
+    with (
+        with_settings(),
+        LocalCluster(n_workers=0, security=Security(), dashboard_address="127.0.0.1:0") as cluster,
+    ):
+        assert cluster.scheduler.worker_ttl == 60
+        # With many workers it waits for 10 heartbeats, which are further apart.
+        assert cluster.scheduler.periodic_callbacks["worker-ttl"].callback_time == 60_000
+
+
 # Certificates
 
 

@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 from tests import faulty
+from tests.commands import eventually
 from tests.faults import BOUND, NONE, Data, Local, Table, running
 from tests.hosts import Cluster, Hosts, needs_hosts
 
@@ -111,6 +112,21 @@ def test_all_of_a_host_is_killed(hosts, data, table):
         run.strike()
         hosts.hosts.kill("left")
         table.right("hosts: SIGKILL of all on a host, for good", run, data)
+
+
+@needs_hosts
+@pytest.mark.slow
+def test_a_worker_is_frozen(hosts, data, table):
+    """As by a hang of its machine: it keeps its connections and says nothing, for good."""
+    with running(hosts, data) as run:
+        run.wait_for_some()
+        run.strike()
+        frozen = hosts.workers(run.process)[0]
+        frozen.suspend()  # SIGSTOP
+        table.right("hosts: SIGSTOP of a worker, for good", run, data)
+    # Twice the time that deploy/dask.yaml gives a silent worker, and the rest of the run.
+    assert run.seconds < 150
+    assert eventually(lambda: not frozen.is_running())
 
 
 @pytest.mark.slow
