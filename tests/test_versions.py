@@ -145,7 +145,7 @@ def test_other_revisions_do_not_go_together(monkeypatch, tmp_path):
     running = KLDivergence("logits")
     running.update(x, t)
     stored = running.state_dict()
-    for module in ("evaluation.job", "functional.accumulator"):
+    for module in ("evaluation.request", "functional.accumulator"):
         monkeypatch.setattr(sys.modules[f"kldiv_dask.{module}"], "REVISION", REVISION + 1)
     assert result.options["revision"] == result.provenance["revision"] == REVISION
     with pytest.raises(ValueError, match=f"of another run: revision was {REVISION}, now it is"):

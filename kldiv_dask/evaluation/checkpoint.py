@@ -86,12 +86,14 @@ def dumps(header: dict[str, Any], state: State | None) -> bytes:
     return _MAGIC + str(LAYOUT).encode() + b" " + digest + b"\n" + body
 
 
-def loads(content: bytes, name: str) -> tuple[dict[str, Any], State | None]:
-    """Return what `dumps` was given; `name` is for errors."""
+def loads(
+    content: bytes, name: str, what: str = "checkpoint"
+) -> tuple[dict[str, Any], State | None]:
+    """Return what `dumps` was given; `name`, and `what` it should be, are for errors."""
     line, _, body = content.partition(b"\n")
     words = line.removeprefix(_MAGIC).split()
     if not line.startswith(_MAGIC) or len(words) != 2:
-        raise ValueError(f"{name} is no checkpoint of kldiv-dask")
+        raise ValueError(f"{name} is no {what} of kldiv-dask")
     if words[0] != str(LAYOUT).encode():
         found = words[0].decode(errors="replace")
         raise ValueError(

@@ -86,7 +86,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     for name, run in (("a", a), ("b", b)):
         if not isinstance(run, Evaluation):
             raise TypeError(f"{name} is a {type(run).__name__}; accepted is an Evaluation")
-    for name in ("cluster_axis", "shape", "kind", "temperature"):
+    for name in ("cluster_axis", "shape", "kind", "generalized", "temperature"):
         left, right = a.options[name], b.options[name]
         if left != right:
             raise ValueError(f"a and b differ in {name}, which is {left!r} and {right!r}")

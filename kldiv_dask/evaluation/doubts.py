@@ -1,10 +1,10 @@
 """What makes it probable that data are not what they are said to be, in sentences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from kldiv_dask import partial
 from kldiv_dask.evaluation.statistics import quotient
-from kldiv_dask.kernels.checks import LOG_PROBS, LOGITS, OPERANDS, PROBS
+from kldiv_dask.kernels.checks import LOG_PROBS, LOGITS, NEARLY, OPERANDS, PROBS
 from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.state import CHECKS, State
 
@@ -13,8 +13,7 @@ HOLDS = {LOGITS: "logits", LOG_PROBS: "log-probabilities", PROBS: "probabilities
 # From so many rows on, they are all taken for another kind.
 SHARE = 0.99
 
-# How far from 1 rounding makes probabilities of any type sum.
-ROUNDING = 0.1
+EQUAL = "input and target are equal at all positions, as if one array was given twice"
 
 # What each check of a row says it holds.
 _RESEMBLES = {"resembles_probs": PROBS, "resembles_log_probs": LOG_PROBS, "out_of_range": LOGITS}
@@ -27,14 +26,24 @@ WAYS = {kind: f"pass kind={kind!r}" for kind in OPERANDS}
 def of_state(state: State, kind: str) -> list[str]:
     """Say what makes the data of a state doubtful."""
     counts, positions = counts_of(state)
-    kl = partial.total(tables.in_one_group(state.totals).sums[0, 0]) if positions else None
+    if not positions:
+        return ["no position is included"]
+    kl = partial.total(tables.in_one_group(state.totals).sums[0, 0])
+    finite = positions - kl.nan - kl.posinf - kl.neginf
+    found = ["the divergence is NaN at all positions"] if kl.nan == positions else []
+    if state.fingerprints[1] == state.fingerprints[2]:
+        found.append(EQUAL)
     another = wrong_kind(kind, counts, positions)
-    if kl is not None and not another:
-        finite = positions - kl.nan - kl.posinf - kl.neginf
+    if another:
+        found.append(another)
+    else:
+        found += unnormalised(kind, counts, positions, state.deviations.tolist())
         mean = quotient(kl._replace(nan=0, posinf=0, neginf=0), finite)
-        another = negative_mean(mean, float(state.deviations.max()))
-    found = [another, *odd_rows(kind, counts, positions)]
-    return [sentence for sentence in found if sentence]
+        negative = negative_mean(
+            mean, float(state.deviations.max()), all_finite=finite == positions
+        )
+        found += [negative] if negative else []
+    return [*found, *odd_rows(kind, counts, positions)]
 
 
 def counts_of(state: State) -> tuple[Counts, int]:
@@ -89,11 +98,13 @@ def wrong_kind(kind: str, counts: Counts, positions: int, ways: Mapping[str, str
     if looks == OPERANDS[kind]:
         return ""
     operands = zip(("input", "target"), looks, OPERANDS[kind], strict=True)
+    found = [(operand, look, holds) for operand, look, holds in operands if look != holds]
     parts = [
-        f"{operand} looks like {HOLDS[look]}, not {HOLDS[holds]}"
-        for operand, look, holds in operands
-        if look != holds
+        f"{operand} looks like {HOLDS[look]}, not {HOLDS[holds]}" for operand, look, holds in found
     ]
+    if len(found) == 2 and found[0][1:] == found[1][1:]:
+        _, look, holds = found[0]
+        parts = [f"input and target look like {HOLDS[look]}, not {HOLDS[holds]}"]
     kinds = {holds: name for name, holds in OPERANDS.items()}
     if looks in kinds:
         remedy = ways[kinds[looks]]
@@ -123,18 +134,40 @@ def odd_rows(kind: str, counts: Counts, positions: int) -> Iterator[str]:
                 yield f"{_rows(count, operand)} probably no {HOLDS[holds]}, but {HOLDS[resembled]}"
 
 
-def negative_mean(mean: float, deviation: float) -> str:
+def unnormalised(
+    kind: str, counts: Counts, positions: int, deviations: Sequence[float]
+) -> Iterator[str]:
+    """Say which operands have probabilities that nearly nowhere sum to 1, not for rounding.
+
+    `deviations` are how far from 1 those of a row sum, at most, of input and target.
+    """
+    for operand, holds, deviation in zip(
+        ("input", "target"), OPERANDS[kind], deviations, strict=True
+    ):
+        count = counts.get(f"{operand}_not_normalised", 0)
+        if holds != LOGITS and count >= SHARE * positions and deviation > NEARLY:
+            what = (
+                "logarithms to another base than e, or logits" if holds == LOG_PROBS else "counts"
+            )
+            yield (
+                f"{count:,} of {positions:,} rows of {operand} have probabilities that do not sum "
+                f"to 1, by up to {deviation:.2g}, as where they are {what}"
+            )
+
+
+def negative_mean(mean: float, deviation: float, *, all_finite: bool = True) -> str:
     """Say that a mean can't be that of divergences, if it is negative; else nothing.
 
     `deviation` is how far from 1 the probabilities of a row sum, at most.
     """
     if not mean < 0:
         return ""
-    if abs(mean) <= deviation <= ROUNDING:
+    if abs(mean) <= deviation <= NEARLY:
         why = f"rows whose probabilities sum to 1 only within {deviation:.1g} explain it"
     else:
         why = "input or target is probably of another kind, or they are swapped"
-    return f"the mean divergence is {mean:.4g}, and that of distributions is never negative: {why}"
+    what = "the mean divergence" if all_finite else "the mean of the finite divergences"
+    return f"{what} is {mean:.4g}, and that of distributions is never negative: {why}"
 
 
 def _rows(count: int, operand: str) -> str:

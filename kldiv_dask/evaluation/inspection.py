@@ -18,8 +18,8 @@ from kldiv_dask.evaluation.warn import warn_of_sources
 from kldiv_dask.functional.logits import last_axis
 from kldiv_dask.kernels import checks
 
-# Rows that are looked at in a place, at most.
-ROWS = 64
+# Rows that are looked at in a place, at most, and what those of all places may take, in bytes.
+ROWS, MOST_BYTES = 64, 2**24
 
 _NAMES = {
     checks.RESEMBLES_PROBS: "resembles_probs",
@@ -80,9 +80,10 @@ class Inspection:
     def _look_at_rows(self, scheduler: Any) -> tuple[dict[str, int], int]:
         """Count what rows at the beginning, in the middle and at the end look like."""
         shape = np.broadcast_shapes(*(array.shape[:-1] for array in self._pair))
+        each = sum(array.shape[-1] * array.dtype.itemsize for array in self._pair)
         counts = dict.fromkeys(doubts.applicable(self._kind, labelled=False), 0)
-        taken = 0
-        for box in _places(shape):
+        taken = varied = normalised = 0
+        for box in _places(shape, min(MOST_BYTES // (3 * each), ROWS)):
             parts: list[Any] = [cut(array, box, trailing=1) for array in self._pair]
             if self._where is not None:
                 parts.append(cut(self._where, box, trailing=int(self._kind != "logits")))
@@ -97,21 +98,31 @@ class Inspection:
                 ("input", "target"), found, checks.OPERANDS[self._kind], strict=False
             ):
                 rows = np.broadcast_to(values, (*size, values.shape[-1]))[included]
-                resembles, constant = checks.inspect(rows, holds, tolerance(values))
+                resembles, constant, is_one = checks.inspect(rows, holds, tolerance(values))
+                varied += int((~constant).sum())
+                normalised += int((is_one & ~constant).sum())
                 counts[f"{name}_constant"] += int(constant.sum())
                 for code, check in _NAMES.items():
                     if f"{name}_{check}" in counts:
                         counts[f"{name}_{check}"] += int((resembles == code).sum())
+        if self._kind != "logits" and normalised < varied / 2:
+            # The last axis is not that of the classes, as where torch has them along the second.
+            counts |= {"input_constant": 0, "target_constant": 0}
         return counts, taken
 
 
-def _places(shape: tuple[int, ...]) -> Iterator[Box]:
-    """Yield a few positions at the beginning, in the middle and at the end of the longest axis."""
+def _places(shape: tuple[int, ...], most: int) -> Iterator[Box]:
+    """Yield at most so many positions at the beginning, in the middle and at the end.
+
+    They follow each other along the longest axis.
+    """
+    if not most:
+        return
     if not shape:
         yield ()
         return
     longest = shape.index(max(shape))
-    length, before = min(shape[longest], ROWS), 0
+    length, before = min(shape[longest], most), 0
     for start in sorted({0, (shape[longest] - length) // 2, shape[longest] - length}):
         if start >= before:  # the others overlap
             box = [(0, 1)] * len(shape)

@@ -1,6 +1,7 @@
 """From the arguments of an evaluation to aligned arrays, and what is known of them."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from kldiv_dask import graph, labelled
 from kldiv_dask.align import Box, Pair, align, align_small, as_dask, repeated_operands
 from kldiv_dask.arrays import without_torch
 from kldiv_dask.evaluation.data import PATHS, Data
+from kldiv_dask.evaluation.errors import EvaluationWarning
 from kldiv_dask.evaluation.run import Grid
 from kldiv_dask.functional.logits import last_axis
 from kldiv_dask.kernels.checks import OPERANDS
@@ -85,7 +87,8 @@ class Operands(NamedTuple):
 
     `by_position` has `where`, `groups` and `labels`, None for what there is not. `axis` is that of
     the classes in the operands, counted from the last; `dims` names the axes of the positions, if
-    they have names; and `repeated` the operand that is repeated along them, if one is.
+    they have names, and `own_dims` those of each array that has names; and `repeated` is the
+    operand that is repeated along them, if one is.
     """
 
     pair: Pair
@@ -94,6 +97,7 @@ class Operands(NamedTuple):
     data: Data
     axis: int
     dims: list[str]
+    own_dims: dict[str, list[str]]
     repeated: list[str]
 
     def grid(self, box: Box) -> Grid:
@@ -120,6 +124,10 @@ class Operands(NamedTuple):
     def present(self) -> dict[str, bool]:
         """Say which arrays by position there are."""
         return {name: array is not None for name, array in self.by_position.items()}
+
+    def pairing(self) -> dict[str, Any]:
+        """Return what decides on which elements are compared with which, beside the shapes."""
+        return {"axis": self.axis, "dims": self.dims, "own dims": self.own_dims}
 
     def remarks(self) -> dict[str, Any]:
         """Return what a result says of how it was made, beside its options."""
@@ -152,9 +160,15 @@ def prepare(
 ) -> Operands:
     """Align the arrays, and refuse what does not go together."""
     data = Data(arguments._asdict())
-    rounded = [
-        name for name, source in data.sources.items() if getattr(source, "is_rounded", False)
-    ]
+    _check_texts(data, stacklevel + 1)
+    tolerated = {
+        name: max(getattr(source, "tolerance", 0.0) for source in sources)
+        for name, sources in data.sources.items()
+        if name in ("input", "target")
+    }
+    rounded = any(
+        getattr(source, "is_rounded", False) for name in tolerated for source in data.sources[name]
+    )
     if kind is None:
         kind = "log_probs" if rounded else "logits"
     if kind not in OPERANDS:
@@ -183,12 +197,12 @@ def prepare(
         for name, array in matched.small.items()
     }
     tolerances = [
-        getattr(data.sources.get(name), "tolerance", None) or tolerance(array)
+        tolerated.get(name) or tolerance(array)
         for name, array in zip(("input", "target"), moved, strict=True)
     ]
     if kind != "logits" and temperature != 1:
         raise ValueError(f"temperature is {temperature} with kind={kind!r}; it is for logits")
-    generalized = bool(rounded) and kind != "logits"
+    generalized = rounded and kind != "logits"
     plan = Plan(
         shape, number, kind, temperature, computed, (tolerances[0], tolerances[1]), generalized
     )
@@ -199,8 +213,18 @@ def prepare(
         data,
         class_axis,
         list(map(str, matched.dims[:-1])),
+        labelled.own_dims(arguments._asdict()),
         repeated,
     )
+
+
+def _check_texts(data: Data, stacklevel: int) -> None:
+    """Refuse base files over different texts; warn if only parts of them are read."""
+    found, whole = data.other_text()
+    if found and whole:
+        raise ValueError(found)
+    if found:
+        warnings.warn(found, EvaluationWarning, stacklevel=stacklevel + 1)
 
 
 def tolerance(array: da.Array) -> float:

@@ -104,13 +104,13 @@ class Request:
     def _run(self, path: Path | None, progress: bool, scheduler: Any) -> Evaluation:
         operands, plan = self.operands, self.operands.plan
         missing = operands.missing_chunks(scheduler)
-        warn_of_sources(operands.data, missing)
+        said = warn_of_sources(operands.data, missing)
         options = self._options()
         run = Run(
             plan.shape,
             operands.grid,
             path,
-            options,
+            options | operands.pairing(),
             operands.data.identities,
             resume=self.resume,
             interval=self.checkpoint_interval,
@@ -118,7 +118,7 @@ class Request:
             scheduler=scheduler,
         )
         total = regions.size(regions.whole(plan.shape))
-        early = EarlyWarning(plan.kind)
+        early = EarlyWarning(plan.kind, said)
         line = ProgressLine(total, int(operands.pair.nbytes), run, path) if progress else None
 
         def notify(so_far: Progress) -> None:
@@ -139,7 +139,11 @@ class Request:
             "dtype": operands.pair.input.dtype.name,
             "seconds": round(end.seconds, 3),
             **operands.remarks(),
-            **({"taken_over": _taken_over(run.found, total, path)} if run.found else {}),
+            **(
+                {"taken_over": _taken_over(run.found, total, run.compared, path)}
+                if run.found
+                else {}
+            ),
         }
         options |= operands.present() | {"each": plan.each}
         result = Evaluation(end.state, options, provenance, end.skipped, missing)
@@ -162,8 +166,14 @@ class Request:
         }
 
 
-def _taken_over(found: int, total: int, path: Path | None) -> str:
-    """Say how much of a result is from a checkpoint."""
+def _taken_over(found: int, total: int, compared: int, path: Path | None) -> str:
+    """Say how much of a result is from a checkpoint, of which so many slabs were compared."""
     if found == total:
-        return f"all positions, nothing was read: {path}"
-    return f"{found:,} of {total:,} positions: {path}"
+        read = (
+            f"only {compared} of its slabs were read, to compare"
+            if compared
+            else "nothing was read"
+        )
+        return f"all positions, {read}: {path}"
+    after = f", after comparing {compared} of its slabs" if compared else ""
+    return f"{found:,} of {total:,} positions{after}: {path}"

@@ -37,8 +37,9 @@ class Evaluation:
         What could not be read and was left out: its ``region``, how many ``positions`` it has, and
         the ``error``.
     missing : list of dict
-        Of an operand, how many stored ``chunks`` were never written where positions count, the
-        region of the ``first``, and the ``fill`` that they read as.
+        Of an array, how many stored ``chunks`` are not there where positions count, the region of
+        the ``first``, the ``fill`` that they read as, and whether the array is the ``whole`` of
+        what is stored, not something made of it, of which it is not known what counts.
     provenance : dict
         Where all this comes from.
 
@@ -169,9 +170,13 @@ class Evaluation:
         ------
         ValueError
             The evaluations do not go together.
+        TypeError
+            One of them is no Evaluation.
         """
         joined = self
         for other in others:
+            if not isinstance(other, Evaluation):
+                raise TypeError(f"merge takes Evaluations, got a {type(other).__name__}")
             joined = joined._joined(other)
         return joined
 
@@ -181,7 +186,7 @@ class Evaluation:
                 f"positions of shape {self.shape} and {other.shape} do not follow each other along "
                 "the first axis"
             )
-        for name in ("kind", "temperature", "cluster_axis", "classes", "revision"):
+        for name in ("kind", "generalized", "temperature", "cluster_axis", "classes", "revision"):
             left, right = self.options[name], other.options[name]
             if left != right:
                 raise ValueError(f"the evaluations differ in {name}: {left!r} and {right!r}")
@@ -210,12 +215,11 @@ class Evaluation:
             "each": each,
             "where": self.options["where"] or other.options["where"],
         }
-        provenance = {
-            name: value
-            if value == other.provenance.get(name)
-            else f"{value}, {other.provenance.get(name)}"
-            for name, value in self.provenance.items()
-        }
+        provenance = {}
+        for name in self.provenance | other.provenance:
+            values = [one.provenance[name] for one in (self, other) if name in one.provenance]
+            same = len(values) == 1 or values[0] == values[1]
+            provenance[name] = values[0] if same else ", ".join(map(str, values))
         provenance |= {"seconds": self.provenance["seconds"] + other.provenance["seconds"]}
         merged = states.merge([self.state, moved])
         missing = self.missing + other.missing
@@ -262,7 +266,7 @@ class Evaluation:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
         """Read what `save` has written; ValueError if it is something else, or damaged."""
-        header, state = checkpoint.loads(Path(path).read_bytes(), str(path))
+        header, state = checkpoint.loads(Path(path).read_bytes(), str(path), "result")
         if state is None or "provenance" not in header:
             raise ValueError(f"{path} is the checkpoint of a run; accepted is what `save` writes")
         return cls(state, **header)

@@ -16,7 +16,7 @@ from kldiv_dask import config
 from kldiv_dask.align import Box
 from kldiv_dask.evaluation import checkpoint, regions
 from kldiv_dask.evaluation.checkpoint import Progress, Sample
-from kldiv_dask.evaluation.data import Identities
+from kldiv_dask.evaluation.data import Identities, unwatched
 from kldiv_dask.evaluation.errors import (
     CheckpointError,
     ClusterError,
@@ -186,6 +186,7 @@ class Run:
         )
         self._scheduler = scheduler
         self.progress = Progress(done=[], samples=[], seconds=0.0, skipped=[], state=None)
+        self.compared = 0  # how many slabs of the checkpoint were computed again
         self._written = 0  # how many positions are done in the checkpoint
         if path is not None and resume and path.exists():
             self.progress = checkpoint.load(path, options, self._data, adopt=resume == "adopt")
@@ -193,6 +194,8 @@ class Run:
                 self._compare_samples()
             else:
                 self._written = self.progress.positions
+                for sentence in unwatched(self._data):
+                    warnings.warn(sentence, EvaluationWarning, stacklevel=5)
         self.found = self.progress.positions
         everything = regions.whole(shape)
         boxes = regions.left_over(everything, self.progress.done)
@@ -214,26 +217,32 @@ class Run:
         while self.left:
             began = time.monotonic()
             slab = self.left.take(pace.pairs(threads(self._scheduler)))
-            state, skipped = self._computed(slab)
+            done, skipped = self._computed(slab)
             now = time.monotonic()
             pace.took(slab.pairs, now - began)
-            self.progress = self._after(slab.box, state, skipped, before + now - start)
+            self.progress = self._after(slab.box, done, skipped, before + now - start)
             if now - saved >= self._interval:
                 self._save(f"the run goes on, and tries again in {self._interval:g} s")
                 saved = now
             notify(self.progress)
 
     def _after(
-        self, box: Box, state: State | None, skipped: list[dict[str, Any]], seconds: float
+        self,
+        box: Box,
+        found: list[tuple[Box, State]],
+        skipped: list[dict[str, Any]],
+        seconds: float,
     ) -> Progress:
         """Return the progress when a slab is done too."""
         before = self.progress
         samples = before.samples
-        if self._path is not None and state is not None and not skipped:
-            samples = [*samples, Sample(box, checkpoint.digest(state))]
+        if self._path is not None and found:
+            first, state = found[0]
+            samples = [*samples, Sample(first, checkpoint.digest(state))]
             if len(samples) > 2 * SAMPLES:  # the first, the last, and some between them
                 samples = [*samples[:-1:2], samples[-1]]
-        known = [one for one in (before.state, state) if one is not None]
+        known = [state for _, state in found]
+        known = known if before.state is None else [before.state, *known]
         return Progress(
             done=regions.joined(before.done, box),
             samples=samples,
@@ -257,6 +266,12 @@ class Run:
     def _compare_samples(self) -> None:
         """Compute the first, a middle and the last again of the slabs that a checkpoint knows."""
         samples = self.progress.samples
+        if self.progress.positions and not samples:
+            raise CheckpointError(
+                f"checkpoint {self._path} has nothing to compare with: all that was done was left "
+                "out",
+                moved=False,
+            )
         for index in sorted({0, len(samples) // 2, len(samples) - 1} if samples else ()):
             sample = samples[index]
             grid = self._grid_of(sample.box)
@@ -268,11 +283,12 @@ class Run:
                     f"{regions.text(sample.box)} give another result than they did",
                     moved=False,
                 )
+            self.compared += 1
 
-    def _computed(self, slab: Grid) -> tuple[State | None, list[dict[str, Any]]]:
-        """Compute a slab, or what of it can be computed."""
+    def _computed(self, slab: Grid) -> tuple[list[tuple[Box, State]], list[dict[str, Any]]]:
+        """Compute a slab, or what of it can be computed, in pieces."""
         try:
-            return self._compute(slab), []
+            return [(slab.box, self._compute(slab))], []
         except ClusterError:
             raise  # there is nobody to compute another
         except Exception as error:
@@ -283,7 +299,7 @@ class Run:
         for place in slab.slabs(1):
             pair = slab.part(place)
             try:
-                found.append(self._compute(pair))
+                found.append((pair.box, self._compute(pair)))
             except ClusterError:
                 raise
             except Exception as error:
@@ -291,7 +307,7 @@ class Run:
                 warnings.warn(message, EvaluationWarning, stacklevel=4)
                 positions, region = regions.size(pair.box), list(map(list, pair.box))
                 skipped.append({"region": region, "positions": positions, "error": str(error)})
-        return merge(found) if found else None, skipped
+        return found, skipped
 
     def _compute(self, slab: Grid) -> State:
         options = {} if self._scheduler is None else {"scheduler": self._scheduler}

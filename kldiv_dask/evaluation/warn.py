@@ -11,36 +11,41 @@ from kldiv_dask.evaluation.result import Evaluation
 from kldiv_dask.evaluation.wording import missing_chunks
 
 
-def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> None:
-    """Warn of what is seen before anything is read."""
-    if data.are_same():
-        _warn("input and target are one and the same array, so every divergence is 0")
-    for one in missing:
-        _warn(missing_chunks(one))
+def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> list[str]:
+    """Warn of what is seen before anything is read, and return the sentences."""
+    said = [doubts.EQUAL] if data.are_same() else []
+    said += [missing_chunks(one) for one in missing if one["operand"] != "where"]
+    for sentence in said:
+        _warn(sentence)
+    return said
 
 
 class EarlyWarning:
-    """Warns after the first slab if nearly all of its rows are of another kind."""
+    """Warns after the first slab if nearly all of its rows are of another kind.
 
-    def __init__(self, kind: str) -> None:
+    `said` is what was warned of so far.
+    """
+
+    def __init__(self, kind: str, said: list[str]) -> None:
         self._kind = kind
         self._is_first = True
-        self.said = ""
+        self.said = said
 
     def __call__(self, progress: Progress) -> None:
         """Look at the first slab, and not at any other."""
         if self._is_first and progress.state is not None:
             counts, positions = doubts.counts_of(progress.state)
-            self.said = doubts.wrong_kind(self._kind, counts, positions)
-            if self.said:
-                _warn(self.said)
+            sentence = doubts.wrong_kind(self._kind, counts, positions)
+            if sentence:
+                self.said.append(sentence)
+                _warn(sentence)
         self._is_first = False
 
 
 def warn_of_result(result: Evaluation, early: EarlyWarning) -> None:
     """Warn of what makes the numbers of a result doubtful."""
     for sentence in result.doubts():
-        if sentence != early.said:
+        if sentence not in early.said:
             _warn(sentence)
 
 

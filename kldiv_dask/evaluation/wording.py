@@ -145,13 +145,18 @@ def _how(report: Report, interval: str) -> str:
 
 
 def missing_chunks(one: Report) -> str:
-    """Say how much of a stored array was never written."""
+    """Say how much of a stored array is not there."""
     region = _index((f"{start}:{stop}" for start, stop in one["first"]), [])
     count = one["chunks"]
-    chunks = f"{count:,} stored chunks were" if count != 1 else "1 stored chunk was"
+    chunks = f"{count:,} stored chunks are" if count != 1 else "1 stored chunk is"
+    made = (
+        ""
+        if one.get("whole", True)
+        else "; it is not known whether they count in what is made of it"
+    )
     return (
-        f"{one['operand']}: {chunks} never written and read as {number(one['fill'])}, first at "
-        f"{region} of {clean(one['array'], LONGEST)}"
+        f"{one['operand']}: {chunks} not there: never written, or all equal to the fill value "
+        f"{number(one['fill'])}, first at {region} of {clean(one['array'], LONGEST)}{made}"
     )
 
 
@@ -159,10 +164,15 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
     """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
     found = [(name, check) for name, check in report["checks"].items() if check["count"]]
     dims = names_of(report)
-    doubts = [missing_chunks(one) for one in report.get("missing", ())]
+    missing = report.get("missing", ())
+    doubts = [missing_chunks(one) for one in missing if one["operand"] != "where"]
     doubts += report.get("doubts", ())
     for sentence in doubts:
         yield True, sentence
+    # Masks that are False in whole chunks are nothing unusual.
+    for one in missing:
+        if one["operand"] == "where":
+            yield False, missing_chunks(one)
     for name, check in found:
         if name.endswith(_DOUBTED):
             continue
@@ -173,8 +183,6 @@ def remarks(report: Report) -> Iterator[tuple[bool, str]]:
             line += f" (by up to {number(check['largest_deviation'])})"
         place = _index(check["first"][0], dims) if check["first"] else ""
         yield loud, f"{line}, first at {place}" if place else line
-    if not report["overall"]["count"]:
-        yield True, "no position is included"
     skipped = report["skipped"]
     if report["checks"] and not found and not skipped and not doubts:
         yield False, "data checks: nothing found"

@@ -25,6 +25,9 @@ OPERANDS = {
 # The extent of no number.
 NOWHERE = (np.inf, -np.inf)
 
+# How far from 1 rounding makes probabilities of any type sum.
+NEARLY = 0.1
+
 # What a row resembles more than what it is said to be.
 FITS, RESEMBLES_PROBS, RESEMBLES_LOG_PROBS, OUT_OF_RANGE = range(4)
 
@@ -53,7 +56,7 @@ def resemblance(stored, row, extent, holds, tolerance, like):
         probs = unit and _sums_to_one(stored, row, like, False, tolerance)
         return RESEMBLES_PROBS if probs else FITS
     if holds == LOG_PROBS:
-        if most <= tolerance:
+        if most <= tolerance and not (least >= 0 and most > 0):
             return FITS
         probs = unit and _sums_to_one(stored, row, like, False, tolerance)
         return RESEMBLES_PROBS if probs else OUT_OF_RANGE
@@ -64,9 +67,18 @@ def resemblance(stored, row, extent, holds, tolerance, like):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def is_constant(row, extent):
-    """Whether all classes are equal, where there are several."""
-    return row[1] - row[0] > 1 and extent[0] == extent[1]
+def is_constant(row, extent, holds, tolerance):
+    """Whether all classes are equal, where there are several, and this is no uniform distribution.
+
+    Equal logits are one, but no model gives them.
+    """
+    classes = row[1] - row[0]
+    if classes < 2 or extent[0] != extent[1]:
+        return False
+    if holds == LOGITS:
+        return True
+    each = exp(extent[0]) if holds == LOG_PROBS else extent[0]
+    return not abs(classes * each - 1) <= tolerance
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -105,19 +117,22 @@ def wider(extent, other):
     )
 
 
-def _fill_resemblances(stored, holds, tolerance, like, resembles, constant):
+def _fill_resemblances(stored, holds, tolerance, like, resembles, constant, normalised):
     classes = stored.size // resembles.size
     for i in range(resembles.size):
         row = i * classes, (i + 1) * classes
         extent = extent_of(stored, row, like)
         resembles[i] = resemblance(stored, row, extent, holds, tolerance, like[0])
-        constant[i] = is_constant(row, extent)
+        constant[i] = is_constant(row, extent, holds, tolerance)
+        normalised[i] = _sums_to_one(stored, row, like[0], holds == LOG_PROBS, NEARLY)
 
 
 def inspect(
     rows: npt.NDArray[Any], holds: int, tolerance: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return what each row of a matrix resembles, and whether its classes are all equal.
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return what each row of a matrix resembles.
+
+    And whether it is constant, and whether its probabilities sum to 1 at least nearly.
 
     Parameters
     ----------
@@ -130,6 +145,7 @@ def inspect(
     stored = as_stored(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")))
     like = np.empty(PIECE, np.float64 if stored.dtype.itemsize == 8 else np.float32)
     resembles, constant = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
+    normalised = np.zeros(len(rows), np.bool_)
     signature = (
         numba.types.Array(stored_type(stored), 1, "C", readonly=True),
         numba.int64,
@@ -137,7 +153,8 @@ def inspect(
         numba.from_dtype(like.dtype)[::1],
         numba.int64[::1],
         numba.boolean[::1],
+        numba.boolean[::1],
     )
     fill = compiled(_fill_resemblances, signature)
-    fill(stored.reshape(-1), holds, tolerance, like, resembles, constant)
-    return resembles, constant
+    fill(stored.reshape(-1), holds, tolerance, like, resembles, constant, normalised)
+    return resembles, constant, normalised

@@ -183,7 +183,7 @@ def _check(stored, row, extent, holds, tolerance, label, like):
     if holds == checks.PROBS:  # the extent is that of logarithms
         extent = checks.extent_of(stored, row, like)
     return (
-        checks.is_constant(row, extent),
+        checks.is_constant(row, extent, holds, tolerance),
         checks.resemblance(stored, row, extent, holds, tolerance, like[0]),
         checks.is_at_floor(stored, row, label, extent, like[0]),
     )

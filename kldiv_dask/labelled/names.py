@@ -53,6 +53,11 @@ def coordinate(name: str, key: Any, input: Any, target: Any) -> Any:
     return key
 
 
+def own_dims(arrays: Arrays) -> dict[str, list[str]]:
+    """Return the dimensions of those arrays that have names for them, in their order."""
+    return {n: list(map(str, a.dims)) for n, a in arrays.items() if is_named(n, a)}
+
+
 def meant_dims(dim: Any, axis: Any, named: Arrays, every: Dims, classes: bool) -> Dims:
     """Return the names of the dimensions that are meant, by default all."""
     if dim is not None:

@@ -105,7 +105,9 @@ def contents_of(
         As in `Contents`.
     """
     names = list(names)
-    files, checked = places or (len(seen) + len(names), len(seen))
+    files, looked = places or (len(seen) + len(names), len(seen))
+    # A size alone does not tell one content from another.
+    checked = looked - sum(file.time is None and not file.tag for file in seen)
     dated = [(file.time, file.name) for file in seen if file.time is not None]
     time, newest = max(dated, key=lambda one: one[0], default=(None, ""))
     known = [(file.name, file.size, file.tag or file.time) for file in seen]
@@ -177,8 +179,8 @@ def _difference(old: Contents, new: Contents) -> str:
         )
     if (new.newest, new.written) != (old.newest, old.written):
         return (
-            f"the newest of its {new.files} files ({printable(new.newest)}) was written {now},"
-            f" before it was {printable(old.newest)} at {then}"
+            f"its newest file is now {printable(new.newest)}, of {now}; when it was looked at before it"
+            f" was {printable(old.newest)}, of {then}"
         )
     return "names, sizes or times of its files are others"
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kldiv_dask.storage.mapped import MappedSource
-from kldiv_dask.storage.source import name_some, signature
+from kldiv_dask.storage.source import Source, name_some, signature
 
 DESCRIPTION = "a base file of llama.cpp's llama-perplexity"
 _KEYS = "log_probs", "labels", "tokens"
@@ -346,33 +346,60 @@ def align(input: LogProbsSource, target: LogProbsSource) -> tuple[LogProbsSource
     ValueError
         If their headers or their tokens differ.
     """
-    x, t = input, target
-    headers = (_read_header(source.path)[0] for source in (x, t))
-    names = "tokens a chunk", "classes", "chunks"
-    for name, *numbers in zip(names, *headers, strict=True):
-        if numbers[0] != numbers[1]:
-            raise _other_text(x, t, f"{numbers[0]} and {numbers[1]} {name}")
-    n_chunk = min(x.shape[0], t.shape[0])
-    x, t = (replace(source, shape=(n_chunk, *source.shape[1:])) for source in (x, t))
-    mine, others = (_tokens(source) for source in (x, t))
-    if not np.array_equal(mine, others):
-        place = tuple(np.argwhere(mine != others)[0].tolist())
-        at = f"token {place[1]} of chunk {place[0]}"
-        raise _other_text(x, t, f"{at} is {mine[place]} and {others[place]}")
-    return x, t
+    differs = other_text(input, target)
+    if differs:
+        raise ValueError(differs)
+    n_chunk = min(input.shape[0], target.shape[0])
+    return (
+        replace(input, shape=(n_chunk, *input.shape[1:])),
+        replace(target, shape=(n_chunk, *target.shape[1:])),
+    )
 
 
-def _tokens(source: LogProbsSource) -> Any:
-    """Read the tokens of the chunks that a source has."""
-    tokens = open_source(source.path, "tokens", allow_truncated=True)
-    return tokens.read((slice(source.shape[0]), slice(None)))
+def other_text(first: Source, second: Source, *, whole: bool = True) -> str:
+    """Say how the texts of two arrays of base files differ.
 
+    Parameters
+    ----------
+    first, second : Source
+        Any arrays.
+    whole : bool, optional
+        Whether they are meant from beginning to end. If not, only the chunks that both have must
+        be of one text.
 
-def _other_text(input: LogProbsSource, target: LogProbsSource, found: str) -> ValueError:
-    return ValueError(
-        f"{input.path} and {target.path} must be of the same text, got {found}, in this order;"
+    Returns
+    -------
+    str
+        A sentence; '' if the texts are the same, or one of the arrays is of no base file.
+    """
+    if first.path == second.path or not all(map(_is_of_base_file, (first, second))):
+        return ""
+    found = _difference(first, second, whole)
+    return found and (
+        f"{first.path} and {second.path} must be of the same text, got {found}, in this order;"
         " write both with the same -f, -c and --chunks, by models of the same vocabulary"
     )
+
+
+def _is_of_base_file(source: Source) -> bool:
+    return isinstance(source, MappedSource) and source.key in _KEYS and recognises(source.path)
+
+
+def _difference(first: Source, second: Source, whole: bool) -> str:
+    headers = (_read_header(source.path)[0] for source in (first, second))
+    names = "tokens a chunk", "classes", "chunks"
+    for name, *numbers in zip(names, *headers, strict=True):
+        if numbers[0] != numbers[1] and (whole or name != "chunks"):
+            return f"{numbers[0]} and {numbers[1]} {name}"
+    n_chunk = min(first.shape[0], second.shape[0])
+    mine, others = (
+        open_source(source.path, "tokens", allow_truncated=True).read((slice(n_chunk), slice(None)))
+        for source in (first, second)
+    )
+    if np.array_equal(mine, others):
+        return ""
+    place = tuple(np.argwhere(mine != others)[0].tolist())
+    return f"token {place[1]} of chunk {place[0]} is {mine[place]} and {others[place]}"
 
 
 def _read_header(path: str) -> tuple[_Header, os.stat_result]:

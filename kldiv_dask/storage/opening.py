@@ -323,3 +323,27 @@ def source_of(array: da.Array) -> Source | None:
     if layers is not None and not isinstance(layers.get(array.name), Blockwise):
         return None
     return _SOURCES.get(array.name)
+
+
+def sources_in(array: da.Array) -> list[Source]:
+    """Return which sources a Dask array is made of, as far as its graph tells.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Any array.
+
+    Returns
+    -------
+    list of Source
+        Those of `source_of` of the array itself, or of what it was derived from.
+    """
+    layers = getattr(array.dask, "layers", None)
+    if layers is None:
+        found = source_of(array)
+        return [] if found is None else [found]
+    return [
+        source
+        for name, layer in layers.items()
+        if isinstance(layer, Blockwise) and (source := _SOURCES.get(name)) is not None
+    ]
