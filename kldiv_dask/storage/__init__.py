@@ -4,8 +4,8 @@ A format is a module with a `recognises(path)`, an `open_source(path, key)` and 
 handle that knows where an array is and how to read a region of it. Everything else, the choice of
 chunks, the Dask array and the errors, is shared.
 
-`Source`, `source_of`, `sources_in`, `key_called`, `check_maps`, `other_text`, `Contents` and `change`
-are for the rest of the package.
+`Source`, `source_of`, `sources_in`, `key_called`, `check_maps`, `other_text`, `Contents` and
+`change` are for the rest of the package.
 """
 
 from kldiv_dask.storage.contents import Contents as Contents

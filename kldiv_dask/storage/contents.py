@@ -179,8 +179,8 @@ def _difference(old: Contents, new: Contents) -> str:
         )
     if (new.newest, new.written) != (old.newest, old.written):
         return (
-            f"its newest file is now {printable(new.newest)}, of {now}; when it was looked at before it"
-            f" was {printable(old.newest)}, of {then}"
+            f"its newest file is now {printable(new.newest)}, of {now}; when it was looked at before"
+            f" it was {printable(old.newest)}, of {then}"
         )
     return "names, sizes or times of its files are others"
 
