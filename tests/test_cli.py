@@ -114,6 +114,7 @@ def test_it_is_a_dask_command_too(client, masked):
         "axis": None,
         "temperature": None,
         "where": None,
+        "where_key": None,
         "dtype": "float64",
         "zero_safe": False,
         "input_key": None,

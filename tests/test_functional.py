@@ -25,6 +25,10 @@ LAZY_X, LAZY_T = da.from_array(X, chunks=(2, 4)), da.from_array(T, chunks=(2, 4)
 
 COMPLEX, INTEGER, WIDE = np.ones((6, 4), complex), np.ones((6, 4), int), np.ones((6, 5))
 FLOATS = "accepted are float16, bfloat16, float32, float64"
+MASKED = (
+    "MaskedArray chunks; accepted is numpy.ndarray; pass np.ma.getdata({}), and where, which is "
+    "False where it is masked"
+)
 
 ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (ValueError, "reduction is 'average'; accepted are 'none', 'mean', 'batchmean', 'sum'",
@@ -37,7 +41,8 @@ ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (TypeError, f"target is of dtype int64; {FLOATS}", (WIDE, INTEGER), {}),
     (TypeError, f"target is of dtype bool; {FLOATS}", (X, True), {}),
     (TypeError, f"input is of dtype uint8; {FLOATS}", (LAZY_X.astype("u1"), T), {"dtype": "f4"}),
-    (TypeError, f"target is of dtype object; {FLOATS}", (X, None), {}),
+    (TypeError, f"target is of dtype object; {FLOATS}; convert it, as target.astype('float32') does",
+     (X, None), {}),
     (TypeError, f"target is of dtype <U5; {FLOATS}", (X, "probs"), {}),
     (TypeError, f"dtype is of dtype int32; {FLOATS}", (X, WIDE), {"dtype": "i4"}),
     (TypeError, f"dtype is of dtype complex64; {FLOATS}", (X, WIDE), {"dtype": "c8"}),
@@ -49,9 +54,9 @@ ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
      (np.ones((3, 6, 4)), np.ones((2, 1, 4))), {}),
     (ValueError, "input of shape (0,) and target of shape (2,) do not broadcast together",
      ([], [0.5, 0.5]), {}),
-    (TypeError, "input holds MaskedArray chunks; accepted is numpy.ndarray",
+    (TypeError, f"input holds {MASKED.format('input')}",
      (np.ma.masked_invalid(X), T), {}),
-    (TypeError, "target holds MaskedArray chunks; accepted is numpy.ndarray",
+    (TypeError, f"target holds {MASKED.format('target')}",
      (X, da.from_array(np.ma.masked_invalid(T), chunks=2)), {}),
 ]  # fmt: skip
 

@@ -227,7 +227,6 @@ def test_cluster(client: Client) -> None:
 
 
 ERRORS: list[tuple[type[Exception], str, Any]] = [
-    (ValueError, "where has 2; accepted are booleans, or integers of 0 and 1", np.full((6, 4), 2)),
     (TypeError, "where is of dtype float64; accepted is bool, or integers of 0 and 1", 1.0),
     (TypeError, "where holds MaskedArray chunks; accepted is numpy.ndarray; pass where.filled()",
      np.ma.masked_equal(np.ones((6, 4), bool), False)),
