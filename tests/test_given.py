@@ -16,6 +16,7 @@ from kldiv_dask import (
     kl_div_with_logits,
 )
 from tests.commands import call
+from tests.test_operands import without_expressions
 
 X, T = np.random.default_rng(0).normal(size=(2, 6, 5)).astype("f4")
 NAMES = ["a", "b", "a", "é", "b", "é"]
@@ -160,7 +161,8 @@ def test_masks_of_zeros_and_ones(mask):
     batches.update(X, T, where=mask)
     assert batches.compute() == value
     pair, wide = (X.T, abs(T.T)), {"reduction": "sum", "axis": 0}
-    assert (kl_div(*pair, where=mask, **wide) == kl_div(*pair, where=wanted, **wide)).all()
+    one, other = (kl_div(*pair, where=said, **wide).compute() for said in (mask, wanted))
+    assert (one == other).all()
     assert kl_div_summary(*pair, where=mask).compute().numel == 20
 
 
@@ -273,6 +275,7 @@ def test_rows_of_pandas_are_not_paired_by_position_alone():
     assert found.groups["a"].count == 2
 
 
+@without_expressions
 def test_unknown_lengths_are_said_to_be_so():
     unknown = da.from_array(X, chunks=(2, 5))
     with dask.config.set({"array.slicing.split-large-chunks": False}):
