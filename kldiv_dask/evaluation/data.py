@@ -92,8 +92,9 @@ class Data:
             return {"array": describe(array), "known": inner.name, "from": known}
         if _is_handle(array):
             raise ValueError(
-                f"{name} is a {type(array).__name__}, of which a checkpoint can't tell whether it "
-                "was rewritten; accepted with a checkpoint are its path, or what open_array returns"
+                f"{name} is a {type(array).__module__.partition('.')[0]}.{type(array).__name__}, of"
+                " which a checkpoint can't tell whether it was rewritten; pass its path, or what "
+                "open_array returns"
             )
         return {"array": describe(array), "known": dask.base.tokenize(array)}
 

@@ -88,8 +88,9 @@ def evaluate(
         it does what is left, if it is of the same data and options; chunks, threads and scheduler
         may be others. Arrays given by their paths, or from `open_array` and `open_pair`, are known
         by their path and by the names, sizes and times of up to ``kldiv.files-checked`` of their
-        files, other Dask arrays by their names, and arrays in memory by what is in them. A store
-        that Dask or xarray has opened should therefore not be changed in place.
+        files, other Dask arrays by their names and what is known of the files in them, and arrays
+        in memory by what is in them. A store that Dask or xarray has opened should therefore not be
+        changed in place; arrays of zarr and h5py are refused.
     checkpoint_interval : float, optional
         After how many seconds it is written again: by default 60, or what
         ``kldiv.evaluate.checkpoint-interval`` of Dask's configuration says.
@@ -97,7 +98,7 @@ def evaluate(
         False to start over, in the place of the checkpoint. 'adopt' to go on from it although the
         data are not known by the same paths, times or names, as when they were moved, copied or
         touched: up to three slabs that were done are read again, and it is an error if one is not
-        what it was.
+        what it was, or if there is none.
     on_error : {'raise', 'skip'}
         What to do about chunks that can't be read or computed: end the run, after saving; or leave
         them out, with an `EvaluationWarning` and a note in the result for each. A run that is
@@ -141,18 +142,21 @@ def evaluate(
     Data                                  What happens
     ====================================  ========================================================
     NaN, infinite divergences             counted in ``checks``
-    chunks that were never written        a warning, and ``missing``, where the format tells
-    a row of equal numbers                a warning, counted in ``checks``
-    input and target are one array        a warning
+    stored chunks that are not there      a warning, of ``where`` a remark; and ``missing``
+    a row of equal numbers                a warning, counted in ``checks``; none of uniform
+                                          distributions
+    input and target are equal            a warning
+    no position is included, or all NaN   a warning
     probabilities for logits              a warning, early if 99 % of the first slab look so
     log-probabilities for probabilities   the same, and the other way round
     a positive log-probability            the same: probably logits
     a probability that is negative        the same: probably logits
-    rows that do not sum to 1             counted in ``checks``
+    rows that do not sum to 1             counted in ``checks``; a warning if nearly all do not, by
+                                          more than 0.1
     a negative mean                       a warning
     a label at the floor of its row       counted in ``checks``: its probability is not known
     both repeated along positions         ValueError
-    base files over different texts       ValueError
+    base files over different texts       ValueError, or a warning if only parts are read
     a chunk that is damaged, or no file   EvaluationError, or left out with ``on_error='skip'``
     a file that changes during the run    EvaluationError
     a checkpoint of other data            ValueError

@@ -152,7 +152,7 @@ def missing_chunks(one: Report) -> str:
     made = (
         ""
         if one.get("whole", True)
-        else "; it is not known whether they count in what is made of it"
+        else "; it is not known how much of that counts in what is made of it"
     )
     return (
         f"{one['operand']}: {chunks} not there: never written, or all equal to the fill value "

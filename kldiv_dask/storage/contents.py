@@ -178,10 +178,10 @@ def _difference(old: Contents, new: Contents) -> str:
             f" before it had {old.nbytes} and was written {then}"
         )
     if (new.newest, new.written) != (old.newest, old.written):
-        return (
-            f"its newest file is now {printable(new.newest)}, of {now}; when it was looked at before"
-            f" it was {printable(old.newest)}, of {then}"
-        )
+        name, before = printable(new.newest), printable(old.newest)
+        if name == before:
+            return f"its newest file, {name}, was written {now}, before that it was {then}"
+        return f"its newest file is now {name}, of {now}; before it was {before}, of {then}"
     return "names, sizes or times of its files are others"
 
 
