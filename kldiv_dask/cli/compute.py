@@ -141,6 +141,7 @@ def compute(
         **summary._asdict(),
         "logits": logits,
         **options,
+        **({"axis": opened.axis, "temperature": opened.temperature} if logits else {}),
         "dtype": value.dtype.name,
         "seconds": round(seconds, 3),
         "bytes_read": opened.bytes_read,
@@ -173,12 +174,15 @@ _WAYS = {
 class _Opened(NamedTuple):
     """What is to be computed, the same of arrays with one element, and what is known of the data.
 
+    `axis` and `temperature` are for logits,
     `bytes_read` is what will be read of the two large arrays.
     """
 
     summary: "LazySummary"
     sample: "LazySummary"
     inspection: "Inspection"
+    axis: int
+    temperature: float
     bytes_read: int
 
 
@@ -201,16 +205,22 @@ def _open(
 
     from kldiv_dask.evaluation.inspection import Inspection
     from kldiv_dask.functional import kl_div_summary, kl_div_with_logits_summary
-    from kldiv_dask.storage import open_array, open_pair
+    from kldiv_dask.storage import open_array, open_pair, source_of
 
     pair = open_pair(input, target, chunks=parse_chunks(chunks), **reading)
+    if not (logits or log_target) and getattr(source_of(pair[1]), "is_rounded", False):
+        raise ValueError(
+            f"{target} is a base file of llama.cpp and holds log-probabilities: pass --log-target"
+        )
     if where is None and where_key is not None:
         raise ValueError(f"where_key is {where_key!r}, and there is no --where")
     masks = {} if where is None else {"where": open_array(where, key=where_key)}
     summary: Any
+    axis = -1 if axis is None else axis
+    temperature = 1.0 if temperature is None else temperature
     if logits:
-        summary, axis = kl_div_with_logits_summary, -1 if axis is None else axis
-        options = {"axis": axis, "temperature": 1.0 if temperature is None else temperature}
+        summary = kl_div_with_logits_summary
+        options = {"axis": axis, "temperature": temperature}
     else:
         summary, options = kl_div_summary, {"log_target": log_target, "zero_safe": zero_safe}
     samples = [np.zeros((1,) * array.ndim, array.dtype) for array in (*pair, *masks.values())]
@@ -219,10 +229,10 @@ def _open(
         *samples[:2], **dict(zip(masks, samples[2:], strict=True)), dtype=dtype, **options
     )
     kind = "logits" if logits else "log_probs" if log_target else "log_probs_and_probs"
-    inspection = Inspection(*pair, masks.get("where"), kind, -1 if axis is None else axis)
+    inspection = Inspection(*pair, masks.get("where"), kind, axis)
     # Array expressions have no nbytes.
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in pair)
-    return _Opened(lazy, sample, inspection, size)
+    return _Opened(lazy, sample, inspection, axis, temperature, size)
 
 
 def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDivSummary":

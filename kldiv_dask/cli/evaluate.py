@@ -18,6 +18,7 @@ from kldiv_dask.cli.common import (
     cluster_options,
     failing,
     in_one_line,
+    in_options,
     parse_chunks,
     reading_options,
     say,
@@ -71,7 +72,7 @@ SMALL = "where", "groups", "labels"
 @click.option(
     "--dtype",
     type=click.Choice(["float64"]),
-    help="Compute in float64 what would be in float32.",
+    help="Compute in float64; by default only float64 data are.",
 )
 @reading_options
 @click.option("--where-key", metavar="KEY", help="Name of the array in a file or group of many.")
@@ -227,7 +228,7 @@ def _give(result: "Evaluation", written: Mapping[str, str | None]) -> None:
     if printed:
         # What a terminal can't show must not cost the result.
         encoding = sys.stdout.encoding or "utf-8"
-        click.echo(str(result).encode(encoding, "replace").decode(encoding))
+        click.echo(in_options(str(result)).encode(encoding, "replace").decode(encoding))
     if failed:
         raise OSError("; ".join(failed))
 
