@@ -60,6 +60,10 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     # Imported on first use (PEP 562): every `dask` command imports this package on account of
     # `dask kldiv`, and dask.array and Numba take half a second.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kldiv-dask")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = next((room for room, names in _ROOMS.items() if name in names), "functional")

@@ -67,8 +67,9 @@ def resolve_reduction(
         case "mean":
             warnings.warn(
                 "reduction='mean' divides by the number of elements, classes included, so the "
-                "result is not the KL divergence; reduction='batchmean' divides by the batch size "
-                "and is",
+                "result is not the mean KL divergence; that is the sum divided by the number of "
+                "distributions, which reduction='batchmean' gives if each row of the first axis "
+                "is one",
                 UserWarning,
                 stacklevel=stacklevel + 1,
             )
