@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kldiv_dask import EvaluationError, evaluate, kl_div_with_logits
+from kldiv_dask import EvaluationError, EvaluationWarning, evaluate, kl_div_with_logits
 from kldiv_dask.evaluation.checkpoint import packed
 from kldiv_dask.evaluation.statistics import PROBABILITIES
 from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
@@ -239,7 +239,8 @@ def test_masses_are_checked():
 @pytest.mark.parametrize("shape", [(12, 7), (60,)])
 def test_no_position(shape):
     input, target = pair("logits", "float32", shape)
-    found = run(input, target, where=np.zeros(shape, bool), labels=np.zeros(shape, int))
+    with pytest.warns(EvaluationWarning, match="no position is included"):
+        found = run(input, target, where=np.zeros(shape, bool), labels=np.zeros(shape, int))
     assert (found.count, found.overall.sum, found.worst) == (0, 0.0, [])
     assert (found.overall.clusters, found.labels.count, found.by_position) == (0, 0, [])
     numbers = [found.mean, found.overall.standard_error, found.overall.max, found.labels.nll_input]

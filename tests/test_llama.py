@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from kldiv_dask import evaluate, kl_div
+from kldiv_dask import EvaluationWarning, evaluate, kl_div
 from kldiv_dask.storage import ChunkReadError, llama, open_array, open_pair
 from tests import llama_base
 from tests.stores import date_later
@@ -294,7 +294,8 @@ def test_labels_at_the_floor_are_counted(tmp_path):
         llama_base.write(tmp_path / name, logits, np.zeros((1, 9)))
     labels = np.array([[np.flatnonzero(far[0, i])[0] for i in range(4)]])
     labels[0, 2:] = logits[0, 2:].argmax(-1)
-    found = run(tmp_path / "q", tmp_path / "p", labels=labels)
+    with pytest.warns(EvaluationWarning, match="input and target are equal"):
+        found = run(tmp_path / "q", tmp_path / "p", labels=labels)
     for side in "input", "target":
         assert found.checks[f"{side}_label_at_floor"] == {"count": 2, "first": [[0, 0], [0, 1]]}
     assert "2 positions are with the label at the floor of the input" in str(found)
