@@ -1,13 +1,14 @@
 """The look of `kldiv-dask compute` at its arrays, and what its messages and output say."""
 
 import json
+import os
 import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kldiv_dask import open_pair
+from kldiv_dask import EvaluationError, open_array, open_pair
 from kldiv_dask.evaluation import inspection
 from kldiv_dask.evaluation.doubts import WAYS
 from kldiv_dask.evaluation.inspection import Inspection
@@ -110,3 +111,13 @@ def test_an_empty_mask(capsys, client):
     assert line == "warning: no position is included"
     assert "! no position is included" in out
     assert "nothing found" not in out
+
+
+def test_a_mask_that_is_changed():
+    np.save("x.npy", np.zeros((4, 5)))
+    np.save("t.npy", np.ones((4, 5)))
+    np.save("w.npy", np.ones(4, bool))
+    look = Inspection(*open_pair("x.npy", "t.npy"), open_array("w.npy"), "logits", -1)
+    os.utime("w.npy", ns=(0, 10**18))
+    with pytest.raises(EvaluationError, match="where was changed while it was read"):
+        look.check_unchanged()

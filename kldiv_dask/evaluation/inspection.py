@@ -50,7 +50,7 @@ class Inspection:
         self._kind, self._where = kind, None if where is None else plain("where", where)
         ndim = max(input.ndim, target.ndim)
         self._axis = axis if axis < 0 else axis - ndim
-        self._data = Data({"input": input, "target": target})
+        self._data = Data({"input": input, "target": target, "where": where})
         self._pair = [last_axis(self._axis, a) for a in (input, target)] if ndim else []
         found = repeated_operands(*self._pair) if kind == "logits" else []
         self.repeated = found[0] if found else None

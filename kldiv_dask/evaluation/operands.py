@@ -127,7 +127,7 @@ class Operands(NamedTuple):
 
     def pairing(self) -> dict[str, Any]:
         """Return what decides on which elements are compared with which, beside the shapes."""
-        return {"axis": self.axis, "dims": self.dims, "own dims": self.own_dims}
+        return {"axis": self.axis, "dims": self.dims, "dimensions": self.own_dims}
 
     def remarks(self) -> dict[str, Any]:
         """Return what a result says of how it was made, beside its options."""
