@@ -10,7 +10,8 @@ REVISION = 1
 # The number of the layout of a result and a checkpoint; files of another are refused. A test tells
 # when to raise it.
 # 1: the first. 2: checks of what data look like, fingerprints, and the boxes that are done.
-LAYOUT = 2
+# 3: finite and infinite divergences apart, and labels where only one model has a finite number.
+LAYOUT = 3
 
 
 def installed() -> dict[str, str]:

@@ -96,49 +96,84 @@ def statistics(
 ) -> dict[str, Any]:
     """Return the statistics of the positions that are taken, under the names of the library."""
     kl, count = measured.kl[taken], int(taken.sum())
-    ordered = kl[~np.isnan(kl)]
-    mean = float(kl.mean()) if count else math.nan
-    error = float(kl.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    cluster_error, clusters = clustered(kl, sequences[taken]) if count else (math.nan, 0)
+    ordered, usable = kl[~np.isnan(kl)], taken & np.isfinite(measured.kl)
+    finite = measured.kl[usable]
+    mean, n = finite_mean(finite)["value"], finite.size
+    error = float(finite.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    cluster_error, clusters = clustered(finite, sequences[usable]) if n else (math.nan, 0)
     agreement = measured.agrees[taken].mean() if count else math.nan
-    places = np.flatnonzero(taken & ~np.isnan(measured.kl))
-    order = np.lexsort((places, -measured.kl.ravel()[places]))[:20]
-    worst = [np.unravel_index(place, taken.shape) for place in places[order]]
     quantiles = [
         float(np.quantile(ordered, p)) if ordered.size else math.nan for p in probabilities
     ]
-    finite = kl[np.isfinite(kl)]
+    if ordered.size:  # NumPy has NaN beside an infinity
+        quantiles = [math.inf if math.isnan(one) else one for one in quantiles]
+    kept = finite_mean(kl)
     found: dict[str, Any] = {
         "count": count,
         "sum": float(kl.sum()),
-        "mean": mean,
-        "mean_of_finite": float(finite.mean()) if finite.size else math.nan,
+        "nan": kept["nan"],
+        "infinite": kept["infinite"],
+        "mean": float(kl.mean()) if count else math.nan,
+        "mean_of_finite": mean,
         "standard_error": error,
-        "confidence_interval": interval(mean, error, count - 1),
+        "confidence_interval": interval(mean, error, n - 1),
         "standard_error_clustered": cluster_error,
         "confidence_interval_clustered": interval(mean, cluster_error, clusters - 1),
         "clusters": clusters,
         "min": float(ordered.min()) if ordered.size else math.nan,
         "max": float(ordered.max()) if ordered.size else math.nan,
         "quantiles": quantiles,
-        "worst": [[int(i) for i in place] for place in worst],
+        "worst": largest(measured.kl, taken & ~np.isnan(measured.kl)),
+        "worst_finite": largest(measured.kl, usable),
         "top1_agreement": agreement,
         "top1_agreement_standard_error": math.sqrt(agreement * (1 - agreement) / count)
         if count
         else math.nan,
         "reverse_kl": float(measured.reverse_kl[taken].mean()) if count else math.nan,
         "jensen_shannon": float(measured.jensen_shannon[taken].mean()) if count else math.nan,
+        "finite": {
+            "sum": kept | {"value": float(finite.sum())},
+            "max": kept | {"value": float(finite.max()) if n else math.nan},
+            "reverse_kl": finite_mean(measured.reverse_kl[taken]),
+            "jensen_shannon": finite_mean(measured.jensen_shannon[taken]),
+        },
     }
     if labelled is not None:
         found["labels"] = label_statistics(measured, taken & labelled, probabilities)
     return found
 
 
+def largest(kl: Any, among: Any) -> list[list[int]]:
+    """Return the indices of the 20 largest of some."""
+    places = np.flatnonzero(among)
+    order = np.lexsort((places, -kl.ravel()[places]))[:20]
+    return [[int(i) for i in np.unravel_index(place, kl.shape)] for place in places[order]]
+
+
+def finite_mean(values: Any) -> dict[str, Any]:
+    """Return the mean of those that are finite, and how many are and are not."""
+    finite, nan = values[np.isfinite(values)], int(np.isnan(values).sum())
+    mean = float(finite.mean()) if finite.size else math.nan
+    infinite = values.size - finite.size - nan
+    return {"value": mean, "count": finite.size, "nan": nan, "infinite": infinite}
+
+
+@np.errstate(invalid="ignore")
 def label_statistics(measured: Measured, taken: Any, probabilities: Any) -> dict[str, Any]:
     """Return what labels tell."""
     count = int(taken.sum())
     ours, theirs, change = (a[taken] for a in measured[4:])
     nll_input, nll_target = float(ours.mean()), float(theirs.mean())
+    differences = finite_mean(ours - theirs)
+    kept = {"nll_input": finite_mean(ours), "nll_target": finite_mean(theirs)}
+    means = {"input": kept["nll_input"], "target": kept["nll_target"], "ratio": differences}
+    kept |= {f"perplexity_{n}": m | {"value": math.exp(m["value"])} for n, m in means.items()}
+    rms = finite_mean(change**2)
+    kept["p_change_mean"] = finite_mean(change)
+    kept["p_change_rms"] = rms | {"value": math.sqrt(rms["value"])}
+    both = (ours - theirs)[np.isfinite(ours - theirs)]
+    error = float(both.std(ddof=1)) / math.sqrt(both.size) if both.size > 1 else math.nan
+    change_known = change[~np.isnan(change)]
     return {
         "count": count,
         "nll_input": nll_input,
@@ -146,9 +181,9 @@ def label_statistics(measured: Measured, taken: Any, probabilities: Any) -> dict
         "perplexity_input": math.exp(nll_input),
         "perplexity_target": math.exp(nll_target),
         "perplexity_ratio": math.exp(nll_input - nll_target),
-        "log_perplexity_ratio_standard_error": float((ours - theirs).std(ddof=1))
-        / math.sqrt(count),
+        "log_perplexity_ratio_standard_error": error,
         "p_change_mean": float(change.mean()),
         "p_change_rms": math.sqrt((change**2).mean()),
-        "p_change_quantiles": [float(np.quantile(change, p)) for p in probabilities],
+        "p_change_quantiles": [float(np.quantile(change_known, p)) for p in probabilities],
+        "finite": kept,
     }

@@ -39,7 +39,7 @@ HOUSE = {
         "functional labelled graph statistics align arrays partial options storage config versions "
         "kernels",
         "dask numpy",
-        on_use="distributed matplotlib",
+        on_use="distributed matplotlib scipy",
     ),
     "functional": Room("labelled graph align partial options versions kernels", "dask numpy"),
     "labelled": Room("align arrays options", "dask numpy", on_use="xarray"),
@@ -148,6 +148,7 @@ def test_imports_of_other_packages() -> None:
         ("numba", {"kernels"}),
         ("llvmlite", {"kernels"}),
         ("click", {"cli"}),
+        ("scipy", {"evaluation"}),
         ("xarray", {"labelled"}),
         (
             "dask",

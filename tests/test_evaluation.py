@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import dask.array as da
@@ -87,9 +88,11 @@ def check(found, expected, relative=1e-6):
     """Compare statistics with those of the twin, field by field."""
     labels = expected.pop("labels", None)
     exact = {"count", "clusters", "worst", "quantiles", "labels", "histogram"}
-    exact |= {"by_position", "checks"}
+    exact |= {"by_position", "checks", "worst_finite", "finite"}
     assert (found.count, found.clusters) == (expected["count"], expected["clusters"])
     assert [one["index"] for one in found.worst] == expected["worst"]
+    assert [one["index"] for one in found.worst_finite] == expected["worst_finite"]
+    check_finite(found.finite, expected["finite"], relative)
     near(list(found.quantiles.values()), expected["quantiles"], 2**-8 + relative)
     for name in found.__dataclass_fields__.keys() - exact:
         near(getattr(found, name), expected[name], relative)
@@ -97,8 +100,17 @@ def check(found, expected, relative=1e-6):
     if labels is not None:
         changes = list(found.labels.p_change_quantiles.values())
         near(changes, labels.pop("p_change_quantiles"), 2**-7, 1e-3)
+        check_finite(found.labels.finite, labels.pop("finite"), relative, 1e-7)
         for name, value in labels.items():
             near(getattr(found.labels, name), value, relative, 1e-7)
+
+
+def check_finite(found, expected, relative, absolute=0.0):
+    assert found.keys() == expected.keys()
+    for name, one in found.items():
+        numbers = asdict(one)
+        near(numbers.pop("value"), expected[name].pop("value"), relative, absolute)
+        assert numbers == expected[name], name
 
 
 def sequences_of(shape, axis):
@@ -144,6 +156,42 @@ def test_twin(kind, dtype, shape):
         check_by_position(one, measured.kl, where & (groups == name), relative)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_finite_positions(dtype):
+    """One NaN and some infinities leave all that is of finite positions known, and said of which.
+
+    Labels are impossible in the input, the target or both; a group has nothing finite, and another
+    some of everything.
+    """
+    shape = (40, 7)
+    input, target = pair("logits", dtype, shape)
+    more = extras(shape)
+    labels, names = more["labels"], more["strings"].copy()
+    input[3, 2] = np.nan
+    for places, sides in (
+        (np.s_[5:30:2, 1], [input]),
+        (np.s_[6:12, 3], [target]),
+        (np.s_[14:17, 4], [input, target]),
+    ):
+        for side in sides:
+            chosen = np.maximum(labels[places], 0)[..., None]
+            np.put_along_axis(side[places], chosen, -np.inf, -1)
+    names[5:30:2, 1] = "no"
+    options = {"where": more["where"], "labels": labels}
+    found = run(input, target, groups=names, **options)
+    of, taken, measured = expected_of(input, target, shape, **options)
+    relative = 1e-6 if dtype == "float32" else 1e-11
+    check(found.overall, of(taken), relative)
+    for name, one in found.groups.items():
+        check(one, of(taken & (names == name)), relative)
+    assert {name: one.finite["max"].count > 0 for name, one in found.groups.items()} == {
+        "code": True, "law": True, "no": False, "prose": True,
+    }  # fmt: skip
+    assert [len(one.worst_finite) for one in (found.overall, found.groups["no"])] == [20, 0]
+    assert found.overall.labels.finite["perplexity_ratio"].count < found.labels.count - 5
+    check_by_position(found.overall, measured.kl, more["where"], relative)
+
+
 def check_by_position(found, kl, taken, relative, step=1):
     """Compare means along the last axis, in runs of so many places, with NumPy's."""
     expected = []
@@ -151,10 +199,21 @@ def check_by_position(found, kl, taken, relative, step=1):
         run = (..., slice(start, start + step))
         chosen = kl[run][taken[run]]
         if chosen.size:
-            expected.append((start, min(start + step, kl.shape[-1]), chosen.size, chosen.mean()))
-    rows = [(row["start"], row["stop"], row["count"]) for row in found.by_position]
-    assert rows == [row[:3] for row in expected]
-    near([row["mean"] for row in found.by_position], [float(row[3]) for row in expected], relative)
+            kept = twin.finite_mean(chosen)
+            expected.append(
+                {"start": start, "stop": min(start + step, kl.shape[-1]), "count": chosen.size}
+                | {"nan": kept["nan"], "infinite": kept["infinite"]}
+                | {"mean": float(chosen.mean()), "mean_of_finite": kept["value"]}
+            )
+    means = ("mean", "mean_of_finite")
+    for rows in found.by_position, expected:
+        assert all(list(row)[-2:] == list(means) for row in rows)
+    found, expected = (
+        ([list(row.values())[:5] for row in rows], [row[name] for row in rows for name in means])
+        for rows in (found.by_position, expected)
+    )
+    assert found[0] == expected[0]
+    near(found[1], expected[1], relative)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -200,19 +259,13 @@ def test_excluded_classes(kind):
     found = run(input, target, kind=kind)
     of, taken, measured = expected_of(input, target, (8,), kind=kind)
     assert found.mean == found.overall.max == np.inf == measured.kl[3]
-    near(found.overall.mean_of_finite, of(taken)["mean_of_finite"], 1e-11)
-    near(found.overall.jensen_shannon, of(taken)["jensen_shannon"], 1e-11)
-    assert math.isnan(found.overall.standard_error)
-    assert [one["index"] for one in found.worst] == of(taken)["worst"]
+    check(found.overall, of(taken), 1e-11)
     input[6] = np.nan
     found = run(input, target, kind=kind)
     of, taken, _ = expected_of(input, target, (8,), kind=kind)
-    assert found.count == 8
+    assert (found.count, found.overall.nan, found.overall.infinite) == (8, 1, 1)
     assert math.isnan(found.mean)
-    near(found.overall.mean_of_finite, of(taken)["mean_of_finite"], 1e-11)
-    assert [one["index"] for one in found.worst] == of(taken)["worst"]
-    assert found.overall.top1_agreement == of(taken)["top1_agreement"]
-    near(found.quantiles[0.25], of(taken)["quantiles"][4], 2**-8)
+    check(found.overall, of(taken), 1e-11)
     places = {name: one["first"] for name, one in found.checks.items()}
     assert places["nan"] == [[6]]
     assert places["infinite"] == [[3]]

@@ -4,10 +4,18 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from kldiv_dask.evaluation.intervals import t_probability
+from kldiv_dask import partial
+from kldiv_dask.evaluation.intervals import (
+    Interval,
+    bad,
+    cell_sums,
+    clustered,
+    interval,
+    p_value,
+)
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.evaluation.statistics import Interval, cell_sums, clustered, interval
 from kldiv_dask.statistics import tables
 
 
@@ -28,21 +36,21 @@ class Comparison(NamedTuple):
     confidence_interval: Interval
     """Of the difference, at 95 %."""
     p_value: float
-    """How probable a difference as large would be if there were none, from Student's t test.
-
-    It is off by at most 1e-13, so that what is less than 1e-12 says no more than that.
-    """
+    """How probable a difference as large would be if there were none, from Student's t test."""
     clusters: int
     """How many sums that is from, of sequences or of runs of neighboring ones."""
+    left_out: int = 0
+    """How many such sums are left out, as a divergence in them is NaN or infinite."""
 
     def __str__(self) -> str:
+        left_out = f"; {self.left_out} with NaN or infinity left out" if self.left_out else ""
         if self.clusters < 2:
-            return f"mean divergences differ by {self.difference:.4g} nats (of one sequence)"
+            of = "one sequence" if self.clusters else "no sequence"
+            return f"mean divergences differ by {self.difference:.4g} nats (of {of}{left_out})"
         low, high = self.confidence_interval
-        p = "p < 1e-12" if self.p_value < 1e-12 else f"p = {self.p_value:.2g}"
         return (
-            f"mean divergences differ by {self.difference:.4g} nats (95 % confidence "
-            f"{low:.4g} to {high:.4g}, {p}, {self.clusters} clusters)"
+            f"mean divergences differ by {self.difference:.4g} nats (95 % confidence {low:.4g} to "
+            f"{high:.4g}, p = {self.p_value:.2g}, {self.clusters} clusters{left_out})"
         )
 
 
@@ -50,7 +58,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Test whether two students, evaluated at the same positions, diverge equally on average.
 
     The difference is taken sequence by sequence, so what makes a text hard for both is no part of
-    its error.
+    its error. Sequences, or runs of them, in which a divergence of either is NaN or infinite are
+    left out, and counted.
 
     Parameters
     ----------
@@ -102,22 +111,26 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             "target, of one data type and with its positions in one order"
         )
     cells = _common_cells(a, b)
-    (counts, first), (_, second) = map(cell_sums, cells)
+    usable = np.all([_all_finite(one) for one in cells], axis=0)
+    (counts, first), (_, second) = (
+        cell_sums(one._replace(counts=one.counts[usable], sums=one.sums[usable])) for one in cells
+    )
     differences = [left - right for left, right in zip(first, second, strict=True)]
     difference, error = clustered(counts, differences)
     freedom = len(counts) - 1
-    p_value = math.nan
-    if error > 0:
-        p_value = max(1 - t_probability(abs(difference) / error, freedom), 0.0)
-    elif error == 0:
-        p_value = 0.0 if difference else 1.0
     return Comparison(
         difference=difference,
         standard_error=error,
         confidence_interval=interval(difference, error, freedom),
-        p_value=p_value,
+        p_value=p_value(difference, error, freedom),
         clusters=len(counts),
+        left_out=usable.size - len(counts),
     )
+
+
+def _all_finite(cells: tables.Table) -> npt.NDArray[np.bool_]:
+    """Say of each cell whether all divergences in it are finite."""
+    return np.array([bad(partial.total(one[0])) == 0 for one in cells.sums], bool)
 
 
 def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.Table]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from kldiv_dask import partial
-from kldiv_dask.evaluation.statistics import quotient
+from kldiv_dask.evaluation.intervals import bad, finite_part, quotient
 from kldiv_dask.kernels.checks import LOG_PROBS, LOGITS, NEARLY, OPERANDS, PROBS
 from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.state import CHECKS, State
@@ -29,7 +29,7 @@ def of_state(state: State, kind: str) -> list[str]:
     if not positions:
         return ["no position is included"]
     kl = partial.total(tables.in_one_group(state.totals).sums[0, 0])
-    finite = positions - kl.nan - kl.posinf - kl.neginf
+    finite = positions - bad(kl)
     found = ["the divergence is NaN at all positions"] if kl.nan == positions else []
     if state.fingerprints[1] == state.fingerprints[2]:
         found.append(EQUAL)
@@ -38,7 +38,7 @@ def of_state(state: State, kind: str) -> list[str]:
         found.append(another)
     else:
         found += unnormalised(kind, counts, positions, state.deviations.tolist())
-        mean = quotient(kl._replace(nan=0, posinf=0, neginf=0), finite)
+        mean = quotient(finite_part(kl), finite)
         negative = negative_mean(
             mean, float(state.deviations.max()), all_finite=finite == positions
         )

@@ -8,20 +8,25 @@ import html
 import io
 import math
 import re
-import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kldiv_dask.evaluation.shown import (
+    Report,
+    basis,
+    clean,
+    finite_mean,
+    names_of,
+    not_finite,
+    worst_first,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Report = Mapping[str, Any]
-
 MOST_GROUPS = 40
-
-CLUSTERED, INDEPENDENT = "confidence_interval_clustered", "confidence_interval"
 
 # The decades that the distribution shows: what is smaller than rounding errors isn't worth paper.
 _DECADES = 12
@@ -49,42 +54,6 @@ _STYLE = {
 }
 
 
-def columns(line: str) -> int:
-    """Count the columns of a terminal that a line takes; Chinese characters take two."""
-    return sum(
-        2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in line
-    )
-
-
-def clean(text: object, width: int) -> str:
-    r"""Return `text` on one line, without control characters, its middle cut to fit a `width`.
-
-    Examples
-    --------
-    >>> clean("two\nlines\x1b[31m", 40)
-    'two lines�[31m'
-    >>> clean("a/long/path/of/a/file.zarr", 13)
-    'a/long…e.zarr'
-    """
-    line = "".join(c if c.isprintable() else "�" for c in " ".join(str(text).split()))
-    short, kept = line, min(len(line), width)
-    while columns(short) > width:
-        kept -= 1
-        short = line[: kept - kept // 2] + "…" + line[len(line) - kept // 2 :]
-    return short
-
-
-def worst_first(groups: Iterable[Report]) -> list[Report]:
-    """Sort groups by their mean, NaN and then the largest first."""
-    return sorted(groups, key=lambda group: (not math.isnan(group["mean"]), -group["mean"]))
-
-
-def basis(statistics: Iterable[Report]) -> str:
-    """Name the interval to show: the clustered one, unless none of the statistics has it."""
-    known = any(math.isfinite(edge) for one in statistics for edge in one.get(CLUSTERED, ()))
-    return CLUSTERED if known else INDEPENDENT
-
-
 def _bins(report: Report) -> list[tuple[float, float, int]]:
     histogram = report["overall"].get("histogram") or {"edges": [], "counts": []}
     edges = histogram["edges"]
@@ -92,10 +61,6 @@ def _bins(report: Report) -> list[tuple[float, float, int]]:
     drawn = [one for one in bins if one[0] > 0 and one[1] < math.inf]
     top = max((high for _, high, count in drawn if count), default=0.0)
     return [one for one in drawn if one[0] >= top / 10**_DECADES and one[0] < top]
-
-
-def _finite_groups(report: Report) -> list[Report]:
-    return [one for one in worst_first(report["groups"]) if math.isfinite(one["mean"])]
 
 
 def distribution(report: Report, axes: "Axes") -> None:
@@ -107,7 +72,7 @@ def distribution(report: Report, axes: "Axes") -> None:
         What `Evaluation.to_dict` returns.
     axes : matplotlib.axes.Axes
         Where to draw. The x axis is in nats and has at most 12 decades; it says how many positions
-        are not on it, as zero, negative and infinite ones never are.
+        are not on it, as zero, negative, infinite ones and NaN never are, and which mark is not.
 
     Examples
     --------
@@ -125,26 +90,20 @@ def distribution(report: Report, axes: "Axes") -> None:
         axes.stairs(counts, [bins[0][0], *(high for _, high, _ in bins)], fill=True, alpha=0.55)
     marks = {
         "median": (dict(overall.get("quantiles", ())).get(0.5), ":"),
-        "mean": (overall["mean"], "-"),
+        "mean": (finite_mean(overall), "-"),
         "99 %": (dict(overall.get("quantiles", ())).get(0.99), "--"),
     }
     for name, (value, dashes) in marks.items():
         if bins and value is not None and bins[0][0] <= value <= bins[-1][1]:
             axes.axvline(value, color="C1", linestyle=dashes, linewidth=1.4, label=name)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
-    missing = overall["count"] - sum(counts)
+    _legend(axes)
+    missing, others = overall["count"] - sum(counts), not_finite(overall)
     note = f"; {missing:,} not on this axis" if missing > 0 else ""
+    note += f" ({others})" if others else ""
+    note += "".join(f"; {name} is ∞" for name, (value, _) in marks.items() if value == math.inf)
     axes.set(xlabel=f"KL divergence in nats{note}", ylabel="positions")
     axes.grid(axis="y", alpha=0.4)
     axes.set_axisbelow(True)
-
-
-def names_of(report: Report) -> list[str]:
-    """Return the names of the axes of the positions, if they have any."""
-    names = report["provenance"].get("dims")
-    # Evaluations that were merged may differ in them.
-    return names if isinstance(names, list) else []
 
 
 def by_position(report: Report, axes: "Axes") -> None:
@@ -155,44 +114,73 @@ def by_position(report: Report, axes: "Axes") -> None:
     report : dict
         What `Evaluation.to_dict` returns.
     axes : matplotlib.axes.Axes
-        Where to draw. A run of positions is a point at its middle; where its mean is NaN or
-        infinite, the line has a gap.
+        Where to draw. A run of positions is a point at its middle, the mean over its finite ones;
+        runs with others are marked at the foot, and where none is finite, the line has a gap.
     """
     runs = report["overall"].get("by_position", [])
-    means = [run["mean"] if math.isfinite(run["mean"]) else math.nan for run in runs]
+    means = [mean if math.isfinite(mean) else math.nan for mean in map(finite_mean, runs)]
     middles = [(run["start"] + run["stop"] - 1) / 2 for run in runs]
     axes.plot(middles, means, marker="o", markersize=3 if len(runs) <= 100 else 1, linewidth=1.2)
-    if math.isfinite(report["overall"]["mean"]):
-        axes.axhline(report["overall"]["mean"], color="C1", linewidth=1.2, label="overall mean")
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    odd = [middle for middle, run in zip(middles, runs, strict=True) if _has_others(run)]
+    if odd:
+        foot, label = axes.get_xaxis_transform(), "has NaN or infinite positions"
+        axes.plot(odd, [0.02] * len(odd), "x", color="C1", transform=foot, label=label)
+    if math.isfinite(finite_mean(report["overall"])):
+        axes.axhline(finite_mean(report["overall"]), color="C1", linewidth=1.2, label=_mean(report))
+    _legend(axes)
     along = clean((names_of(report) or ["position along the last axis"])[-1], 40)
     axes.set(xlabel=along, ylabel="mean KL in nats")
-    if all(run["mean"] >= 0 for run in runs):
+    if all(not mean < 0 for mean in means):
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.4)
 
 
+def _has_others(one: Report) -> bool:
+    return bool(not_finite(one)) or not math.isfinite(one["mean"])
+
+
+def _mean(report: Report) -> str:
+    of = " of finite positions" if _has_others(report["overall"]) else ""
+    return f"overall mean{of}"
+
+
+def _legend(axes: "Axes") -> None:
+    columns = len(axes.get_legend_handles_labels()[0])
+    if columns:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, frameon=False)
+
+
 def groups(report: Report, axes: "Axes") -> None:
-    """Draw the means of the groups, the largest on top, with their confidence intervals.
+    """Draw the means of the groups, the worst on top, with their confidence intervals.
 
     Parameters
     ----------
     report : dict
         What `Evaluation.to_dict` returns.
     axes : matplotlib.axes.Axes
-        Where to draw, at most 40 groups; those with a mean of NaN or infinity are left out.
-        Intervals are clustered where any group has such an interval.
+        Where to draw, at most 40 groups. Means are over finite positions; groups with others come
+        first, as hollow points, and say so if no position is finite. Intervals are clustered where
+        any group has such an interval.
     """
-    finite = _finite_groups(report)
-    drawn, interval = finite[:MOST_GROUPS], basis(finite)
+    drawn = worst_first(report["groups"])[:MOST_GROUPS]
+    interval, means = basis(drawn), [finite_mean(group) for group in drawn]
     for row, group in enumerate(drawn):
         low, high = group.get(interval, (math.nan, math.nan))
         if math.isfinite(low) and math.isfinite(high):
             axes.hlines(row, low, high, color="C0", linewidth=1.6, alpha=0.6)
-    axes.plot([group["mean"] for group in drawn], range(len(drawn)), "o", color="C0", markersize=5)
-    if math.isfinite(report["overall"]["mean"]):
-        axes.axvline(report["overall"]["mean"], color="C1", linewidth=1.2, label="overall mean")
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+        if not math.isfinite(means[row]):
+            left = axes.get_yaxis_transform()
+            axes.text(0.01, row, f"none finite: {not_finite(group)}", transform=left, va="center")
+    for odd in (False, True):
+        rows = [row for row, group in enumerate(drawn) if _has_others(group) == odd]
+        points = [means[row] if math.isfinite(means[row]) else math.nan for row in rows]
+        # A label with an underscore in front is not in the legend.
+        label = "has NaN or infinite positions" if odd and rows else "_"
+        face = "none" if odd else "C0"
+        axes.plot(points, rows, "o", color="C0", markersize=5, mfc=face, label=label)
+    if math.isfinite(finite_mean(report["overall"])):
+        axes.axvline(finite_mean(report["overall"]), color="C1", linewidth=1.2, label=_mean(report))
+    _legend(axes)
     labels = [clean(group["group"], 28) for group in drawn]
     # A dollar sign in a name begins no formula.
     axes.set_yticks(range(len(drawn)), labels=labels, parse_math=False)
@@ -211,10 +199,11 @@ def heights(report: Report) -> dict[str, float]:
     runs = report["overall"].get("by_position", [])
     have = {
         "distribution": 2.9 * bool(_bins(report)),
-        "by_position": 2.6 * any(math.isfinite(run["mean"]) for run in runs),
+        "by_position": 2.6 * any(math.isfinite(finite_mean(run)) for run in runs),
     }
-    rows = min(len(_finite_groups(report)), MOST_GROUPS)
-    have["groups"] = (0.9 + 0.21 * rows) * bool(rows)
+    rows = min(len(report["groups"]), MOST_GROUPS)
+    drawable = any(math.isfinite(finite_mean(group)) for group in report["groups"])
+    have["groups"] = (0.9 + 0.21 * rows) * drawable
     return {name: height for name, height in have.items() if height}
 
 

@@ -1,66 +1,99 @@
-"""Student's t distribution, for intervals and tests."""
+"""Standard errors of means of clusters, and confidence intervals."""
 
-import functools
 import math
-import statistics
+from typing import Any
 
-# Beyond so many degrees of freedom the first terms of the expansion below are exact to 1e-10.
-MANY = 10_000
+import numpy as np
 
+from kldiv_dask import partial
+from kldiv_dask.partial import Total
+from kldiv_dask.statistics.tables import Table
 
-def t_probability(t: float, freedom: int) -> float:
-    """Return how probably a t-distributed number is within `t` of 0.
+CONFIDENCE = 0.95
 
-    Parameters
-    ----------
-    t : float
-        At least 0.
-    freedom : int
-        Degrees of freedom, at least 1.
+Interval = tuple[float, float]
 
-    Notes
-    -----
-    M. Abramowitz and I. Stegun, "Handbook of Mathematical Functions" (1964), 26.7.3 and 26.7.4.
-
-    Examples
-    --------
-    >>> round(t_probability(2.0, 10), 6)
-    0.926612
-    """
-    angle = math.atan2(t, math.sqrt(freedom))
-    square = math.cos(angle) ** 2
-    odd = freedom % 2
-    term = math.sin(angle) * (math.cos(angle) if odd else 1.0)
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom, 2):
-        term *= square * (k - 1) / k
-        total += term
-    return 2 / math.pi * (angle + total) if odd else total
+_FLOAT64 = np.dtype(np.float64)
 
 
-@functools.cache
-def t_quantile(probability: float, freedom: int) -> float:
-    """Return within what distance from 0 a t-distributed number is with a probability.
+def bad(total: Total) -> int:
+    """Return how many summands are NaN or infinite."""
+    return total.nan + total.posinf + total.neginf
 
-    Notes
-    -----
-    For many degrees of freedom, Abramowitz and Stegun, 26.7.5.
+
+def finite_part(total: Total) -> Total:
+    """Return the sum of the summands that are finite."""
+    return total._replace(nan=0, posinf=0, neginf=0)
+
+
+def quotient(total: Total, count: int) -> float:
+    """Return an exact sum divided by a count, rounded once to float64."""
+    return float(partial.quotient(total, count, _FLOAT64))
+
+
+def interval(mean: float, error: float, freedom: int) -> Interval:
+    """Return the confidence interval of a mean, from Student's t distribution.
 
     Examples
     --------
-    >>> round(t_quantile(0.95, 10), 6)
-    2.228139
+    >>> [round(edge, 6) for edge in interval(0.0, 1.0, 10)]
+    [-2.228139, 2.228139]
     """
-    if freedom > MANY:
-        z = statistics.NormalDist().inv_cdf((1 + probability) / 2)
-        return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    low, high = 0.0, 1.0
-    while t_probability(high, freedom) < probability:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        if t_probability(middle, freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return high
+    from scipy.special import stdtrit
+
+    if not math.isfinite(error) or freedom < 1:
+        return math.nan, math.nan
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return mean - half, mean + half
+
+
+def p_value(difference: float, error: float, freedom: int) -> float:
+    """Return how probable a difference as large would be if there were none.
+
+    Examples
+    --------
+    >>> round(p_value(2.0, 1.0, 10), 6)
+    0.073388
+    """
+    from scipy.special import stdtr
+
+    if error > 0:
+        return 2 * float(stdtr(freedom, -abs(difference) / error))
+    return math.nan if math.isnan(error) else float(difference == 0)
+
+
+def clustered(counts: Any, sums: Any) -> tuple[float, float]:
+    """Return the mean of clusters of positions, and its standard error.
+
+    Notes
+    -----
+    The variance of a ratio of sums over independent clusters: W. Cochran, "Sampling Techniques",
+    3rd ed. (1977), section 6.3; with runs of clusters, K. Wolter's random groups ("Introduction to
+    Variance Estimation", 2nd ed. 2007, chapter 2).
+    """
+    clusters, positions = len(counts), int(np.sum(counts))
+    if not positions:
+        return math.nan, math.nan
+    # Squares and sums of numbers beyond 2**480 are computed in a unit, a power of two.
+    largest = max(map(abs, sums))
+    unit = 2.0 ** max(math.frexp(largest)[1] - 480, 0) if math.isfinite(largest) else 1.0
+    sums = [one / unit for one in sums]
+    mean = math.fsum(sums) / positions if math.isfinite(sum(sums)) else sum(sums)
+    if clusters < 2 or not math.isfinite(mean):
+        return mean * unit, math.nan
+    residuals = math.fsum(
+        (one - count * mean) ** 2 for one, count in zip(sums, counts, strict=True)
+    )
+    error = math.sqrt(residuals * clusters / (clusters - 1)) / positions
+    return mean * unit, error * unit
+
+
+def cell_sums(cells: Table) -> tuple[list[int], list[float]]:
+    """Return how many finite divergences each cell has, if any, and their sum, rounded."""
+    counts, sums = [], []
+    for count, one in zip(cells.counts[:, 0].tolist(), cells.sums, strict=True):
+        total = partial.total(one[0])
+        if count > bad(total):
+            counts.append(count - bad(total))
+            sums.append(quotient(finite_part(total), 1))
+    return counts, sums

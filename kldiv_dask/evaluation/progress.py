@@ -10,8 +10,9 @@ from dask.utils import format_bytes
 
 from kldiv_dask import partial
 from kldiv_dask.evaluation.checkpoint import Progress
+from kldiv_dask.evaluation.intervals import cell_sums, clustered, interval
 from kldiv_dask.evaluation.run import Run
-from kldiv_dask.evaluation.statistics import cell_sums, clustered, interval, quotient
+from kldiv_dask.evaluation.shown import not_finite
 from kldiv_dask.statistics import tables
 
 
@@ -60,15 +61,15 @@ class ProgressLine:
             f"{_duration(left)} left",
         ]
         if progress.state is not None:
-            cells = tables.in_one_group(progress.state.cells)
-            kl = tables.in_one_group(progress.state.totals)
-            count = int(kl.counts[:, 0].sum())
-            if count:
-                mean = quotient(partial.total(kl.sums[0, 0]), count)
-                counts, sums = cell_sums(cells)
-                _, error = clustered(counts, sums)
+            counts, sums = cell_sums(tables.in_one_group(progress.state.cells))
+            if counts:
+                mean, error = clustered(counts, sums)
                 low, high = interval(mean, error, len(counts) - 1)
                 words.append(f"mean {mean:.5g} ± {(high - low) / 2:.2g} nats")
+            for sum_of_kl in tables.in_one_group(progress.state.totals).sums[:, 0]:
+                kl = partial.total(sum_of_kl)
+                found = not_finite({"nan": kl.nan, "infinite": kl.posinf + kl.neginf})
+                words += [found] if found else []
         self._write(", ".join(words), end="\n" if done == total else "")
 
     def _write(self, line: str, end: str = "") -> None:

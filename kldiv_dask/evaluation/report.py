@@ -9,11 +9,11 @@ from html import escape
 from string import Template
 
 from kldiv_dask.evaluation import figures
-from kldiv_dask.evaluation.figures import Report, clean, columns
+from kldiv_dask.evaluation.shown import Report, clean, columns
 from kldiv_dask.evaluation.wording import LONGEST, Table, headline, remarks, tables
 
-# Columns, of a terminal and of one cell of a table.
-WIDTH, CELL = 100, 50
+# Columns, of a terminal, of one cell of a table, and of a value beside its name.
+WIDTH, CELL, VALUE = 100, 50, 56
 
 
 def text(report: Report) -> str:
@@ -43,7 +43,7 @@ def text(report: Report) -> str:
       smallest   0.2500
       largest    0.7500
     """
-    lines = [headline(report)]
+    lines = textwrap.wrap(headline(report), WIDTH)
     for loud, remark in remarks(report):
         pieces = textwrap.wrap(remark, WIDTH - 2, break_on_hyphens=False)
         first, *others = (clean(piece, WIDTH - 2) for piece in pieces)
@@ -114,7 +114,8 @@ def page(report: Report) -> str:
 
 
 def _aligned(table: Table) -> Iterator[str]:
-    rows = [tuple(clean(cell, CELL) for cell in row) for row in (table.head, *table.rows) if row]
+    widest = (CELL, *[CELL if table.head else VALUE] * len(table.rows[0]))
+    rows = [tuple(map(clean, row, widest)) for row in (table.head, *table.rows) if row]
     widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths))
     for row in rows:
@@ -125,7 +126,9 @@ def _aligned(table: Table) -> Iterator[str]:
             line += "  " + (space + cell if place and table.head else cell + space)
         yield line.rstrip()
     if table.note:
-        yield f"  ({table.note})"
+        yield from textwrap.wrap(
+            f"({table.note})", WIDTH, initial_indent="  ", subsequent_indent="  "
+        )
 
 
 def _table_html(table: Table) -> str:

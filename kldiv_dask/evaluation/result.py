@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.evaluation import checkpoint, doubts, figures, files, report
+from kldiv_dask.evaluation import checkpoint, doubts, figures, files, report, shown
 from kldiv_dask.evaluation.statistics import Labels, Statistics, statistics
 from kldiv_dask.statistics import state as states
 from kldiv_dask.statistics.state import CHECKS, State
 
-# Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks.
-SCHEMA = 2
+# Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks. 3: "nan",
+# "infinite", "finite" and "worst_finite" of statistics; their errors are those of finite positions.
+SCHEMA = 3
 
 _NAMES = ("positions", "input", "target")
 
@@ -83,7 +84,11 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        """The mean divergence in nats, the exact sum divided by the count and rounded once."""
+        """The mean divergence in nats, the exact sum divided by the count and rounded once.
+
+        NaN or infinite if the divergence of any position is: ``overall.mean_of_finite`` is the mean
+        over the other positions.
+        """
         return self.overall.mean
 
     @property
@@ -93,7 +98,7 @@ class Evaluation:
 
     @property
     def worst(self) -> list[dict[str, Any]]:
-        """The 20 positions with the largest divergences."""
+        """The 20 positions with the largest divergences, infinite ones first."""
         return self.overall.worst
 
     @property
@@ -286,8 +291,9 @@ class Evaluation:
         return report.text(self.to_dict())
 
     def __repr__(self) -> str:
-        positions = f"{self.count:,} position{'' if self.count == 1 else 's'}"
-        return f"<Evaluation: mean {self.mean:.6g} nats over {positions}>"
+        overall = vars(self.overall)
+        positions = shown.positions(overall)
+        return f"<Evaluation: mean {shown.finite_mean(overall):.6g} nats over {positions}>"
 
 
 def _plain(numbers: Statistics) -> dict[str, Any]:

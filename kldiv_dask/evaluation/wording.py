@@ -4,7 +4,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kldiv_dask.evaluation.figures import CLUSTERED, Report, basis, clean, names_of, worst_first
+from kldiv_dask.evaluation.shown import (
+    CLUSTERED,
+    Report,
+    basis,
+    clean,
+    finite_mean,
+    names_of,
+    not_finite,
+    positions,
+    worst_first,
+)
 
 # What a name from the data is cut to where lines break by themselves.
 LONGEST = 300
@@ -27,7 +37,6 @@ class Table(NamedTuple):
 
 _SUMMARY = {
     "sum": "sum",
-    "mean_of_finite": "mean of the finite ones",
     "standard_error_clustered": "standard error, clustered",
     "standard_error": "standard error if positions are independent",
     "min": "smallest",
@@ -49,6 +58,9 @@ _LABELS = {
     "p_change_rms": "change of the label's probability, r.m.s.",
 }
 
+
+# The head of the column of how many positions are not finite.
+_NOT_FINITE = ("not finite",)
 
 # What each check counts, after "is" or "are", and whether it casts doubt on the figures.
 _CHECKS = {
@@ -122,14 +134,14 @@ def plus_minus(value: float, half: float) -> str:
 
 
 def headline(report: Report) -> str:
-    """Say the mean and how sure it is, in one line."""
+    """Say the mean and how sure it is, and of which positions it is if not of all."""
     overall = report["overall"]
     interval = basis([overall])
-    mean, half = overall["mean"], _half(overall, interval)
+    mean, half = finite_mean(overall), _half(overall, interval)
     line = f"mean KL {plus_minus(mean, half)} {report['unit']}"
     if math.isfinite(mean) and math.isfinite(half):
         line += f" (95 % confidence, {_how(report, interval)})"
-    return line
+    return f"{line} over {positions(overall)}" if not_finite(overall) else line
 
 
 def _how(report: Report, interval: str) -> str:
@@ -210,14 +222,12 @@ def tables(report: Report, worst: int, groups: int, everything: bool = False) ->
     overall, dims = report["overall"], names_of(report)
     found = [
         Table("Summary", (), _summary(report)),
-        Table("Distribution", ("quantile", "KL"), _quantiles(overall), chart="distribution"),
+        _quantiles(overall),
         _by_position(overall.get("by_position", []) if everything else [], dims),
         _groups(report["groups"], groups),
-        Table(
-            "Worst positions", ("position", "KL"), _worst(overall.get("worst", [])[:worst], dims)
-        ),
+        _worst(report, worst),
         _checks(report["checks"] if everything else {}, dims),
-        Table("Labels", (), _labels(overall.get("labels"))),
+        _labels(overall.get("labels")),
         Table(
             "Provenance",
             (),
@@ -232,12 +242,13 @@ def _summary(report: Report) -> Rows:
     names = names_of(report)
     of = f" of {shape}" if len(report["shape"]) > 1 else ""
     of += f" ({', '.join(names)})" if names else ""
-    known = {key: overall[key] for key in _SUMMARY if overall.get(key) is not None}
-    if math.isfinite(overall["mean"]):
-        known.pop("mean_of_finite", None)
     rows = [("positions", f"{overall['count']:,}{of}")]
+    others = not_finite(overall)
+    rows += [("positions that are not finite", others)] if others else []
     rows += [
-        (_SUMMARY[key], number(value) + _CAUTIONS.get(key, "")) for key, value in known.items()
+        (name, _shown(overall, key) + _CAUTIONS.get(key, ""))
+        for key, name in _SUMMARY.items()
+        if overall.get(key) is not None
     ]
     agreement, error = overall.get("top1_agreement"), overall.get("top1_agreement_standard_error")
     if agreement is not None:
@@ -246,39 +257,86 @@ def _summary(report: Report) -> Rows:
     return rows
 
 
-def _quantiles(overall: Report) -> Rows:
-    return [(f"{p * 100:.6g} %", number(value)) for p, value in overall.get("quantiles", ())]
+def _shown(statistics: Report, name: str, half: float = math.nan) -> str:
+    """Write a number, of the finite positions if others make it NaN or infinite."""
+    finite = (statistics.get("finite") or {}).get(name)
+    if not finite or not not_finite(finite):
+        return plus_minus(statistics[name], half)
+    if not finite["count"]:
+        return f"{number(statistics[name])} (none is finite)"
+    others = " or ".join(["NaN"] * bool(finite["nan"]) + ["∞"] * bool(finite["infinite"]))
+    return f"{plus_minus(finite['value'], half)} over {finite['count']:,} finite (others {others})"
+
+
+def _quantiles(overall: Report) -> Table:
+    rows = [(f"{p * 100:.6g} %", number(value)) for p, value in overall.get("quantiles", ())]
+    nan, infinite = overall.get("nan", 0), overall.get("infinite", 0)
+    notes = [f"over the {overall['count'] - nan:,} positions that are not NaN"] * bool(nan)
+    notes += ["infinite ones are the largest"] * bool(infinite)
+    return Table("Distribution", ("quantile", "KL"), rows, "; ".join(notes), "distribution")
 
 
 def _by_position(runs: list[Report], dims: Dims) -> Table:
+    others = any(map(not_finite, runs))
     rows = [
-        (f"{run['start']}:{run['stop']}", number(run["count"]), number(run["mean"]))
+        (
+            f"{run['start']}:{run['stop']}",
+            number(run["count"]),
+            *([not_finite(run) or "0"] if others else []),
+            number(finite_mean(run)),
+        )
         for run in runs[:_MOST_RUNS]
     ]
-    head = (f"along {dims[-1]}" if dims else "along the last axis", "positions", "mean KL")
-    return Table("KL by position", head, rows, _more(len(runs) - _MOST_RUNS), "by_position")
+    along = f"along {dims[-1]}" if dims else "along the last axis"
+    note = "means are over the finite positions" if others else ""
+    note += _more(len(runs) - _MOST_RUNS, ", " if note else "")
+    head = (along, "positions", *_NOT_FINITE[:others], "mean KL")
+    return Table("KL by position", head, rows, note, "by_position")
 
 
 def _groups(groups: list[Report], most: int) -> Table:
     shown, interval = worst_first(groups)[:most], basis(groups)
+    others = any(map(not_finite, groups))
     rows = [
         (
             str(group["group"]),
             number(group["count"]),
-            plus_minus(group["mean"], _half(group, interval)),
-            number(group.get("max")),
+            *([not_finite(group) or "0"] if others else []),
+            plus_minus(finite_mean(group), _half(group, interval)),
+            number(_largest(group)),
             number(group.get("top1_agreement")),
         )
         for group in shown
     ]
     how = "clustered" if interval == CLUSTERED else "if positions are independent"
-    note = f"± half a 95 % interval, {how}; the worst first{_more(len(groups) - most, ', ')}"
-    head = ("group", "positions", "mean KL", "largest", "top-1 agreement")
+    first = "those with NaN, then infinite positions first, then the worst" if others else ""
+    note = f"± half a 95 % interval, {how}; {first or 'the worst first'}"
+    note += _more(len(groups) - most, ", ")
+    note += "; means and the largest are over the finite positions" if others else ""
+    head = ("group", "positions", *_NOT_FINITE[:others], "mean KL", "largest", "top-1 agreement")
     return Table("Groups", head, rows, note, "groups")
 
 
-def _worst(worst: list[Report], dims: Dims) -> Rows:
-    return [(_index(one["index"], dims), number(one["kl"])) for one in worst]
+def _largest(group: Report) -> Any:
+    """Return the largest finite divergence; of none, what the largest is."""
+    largest = (group.get("finite") or {}).get("max") or {"count": 0}
+    return largest["value"] if largest["count"] else group.get("max")
+
+
+def _worst(report: Report, most: int) -> Table:
+    """List positions that are NaN, infinite ones, and the worst of the finite ones."""
+    overall, dims = report["overall"], names_of(report)
+    check = report["checks"].get("nan") or {"first": []}
+    infinite = [one for one in overall.get("worst", ()) if math.isinf(one["kl"])]
+    finite = overall.get("worst_finite", overall.get("worst", ()))
+    found = [{"index": index, "kl": math.nan} for index in check["first"][:most]]
+    rows = [
+        (_index(one["index"], dims), number(one["kl"]))
+        for one in (*found, *infinite[:most], *finite[:most])
+    ]
+    others = not_finite(overall)
+    note = f"the first of {others}, then the largest finite ones" if others else ""
+    return Table("Worst positions", ("position", "KL"), rows, note)
 
 
 def _checks(checks: Report, dims: Dims) -> Table:
@@ -294,15 +352,19 @@ def _checks(checks: Report, dims: Dims) -> Table:
     return Table("Data checks", ("check", "found", "first at", "largest deviation"), rows)
 
 
-def _labels(labels: Report | None) -> Rows:
+def _labels(labels: Report | None) -> Table:
     if not labels:
-        return []
-    ratio, error = labels["perplexity_ratio"], labels["log_perplexity_ratio_standard_error"]
-    shown = {**labels, "perplexity_ratio": plus_minus(ratio, ratio * error)}
-    rows = [(name, number(shown[key])) for key, name in _LABELS.items()]
+        return Table("Labels", (), [])
+    finite = labels.get("finite") or {}
+    ratio = (finite.get("perplexity_ratio") or {"value": labels["perplexity_ratio"]})["value"]
+    halves = {"perplexity_ratio": ratio * labels["log_perplexity_ratio_standard_error"]}
+    rows = [(name, _shown(labels, key, halves.get(key, math.nan))) for key, name in _LABELS.items()]
     changes = labels.get("p_change_quantiles", ())
     name = "change of the label's probability, quantile"
-    return rows + [(f"{name} {p * 100:.6g} %", number(value)) for p, value in changes]
+    rows += [(f"{name} {p * 100:.6g} %", number(value)) for p, value in changes]
+    nan = (finite.get("p_change_mean") or {"nan": 0})["nan"]
+    note = f"quantiles are over the {labels['count'] - nan:,} positions that are not NaN"
+    return Table("Labels", (), rows, note if nan else "")
 
 
 def _half(statistics: Report, interval: str) -> float:

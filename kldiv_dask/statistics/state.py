@@ -15,12 +15,15 @@ from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.sketch import bins_of
 from kldiv_dask.statistics.tables import Floats, Integers, Table, key_of
 
-# What is summed for each group; the second part only where there are labels.
+# What is summed for each group; the second part only where there are labels. "nll_unpaired" is what
+# the difference of the sums of both "nll" has from positions where only one of them is finite; it
+# is NaN where none is.
 SUMS = ("kl", "kl_squared", "reverse_kl", "jensen_shannon")
 LABEL_SUMS = (
     "nll_input",
     "nll_target",
     "nll_change_squared",
+    "nll_unpaired",
     "p_change",
     "p_change_squared",
 )
@@ -82,7 +85,8 @@ class State(NamedTuple):
     `groups` are the names of the groups, sorted, or one 0. `totals` has a key for each group;
     `cells` for each group and run of sequences, `columns` for each run along the last axis and
     `group_columns`, if there are groups, for each group and such run, `bins` and `label_bins` for
-    each group and bin, `checks` for each group and kind of check. `fingerprints` are those of the
+    each group and bin, `checks` for each group and kind of check. `worst` has the largest finite
+    divergences, `infinite` the first infinite ones. `fingerprints` are those of the
     positions, and of input and target there.
     """
 
@@ -95,6 +99,7 @@ class State(NamedTuple):
     label_bins: Table
     lowest: Floats
     worst: Extremes
+    infinite: Extremes
     checks: Table
     first: Extremes
     deviations: Floats
@@ -139,7 +144,7 @@ def of(positions: Positions) -> State:
         change = measures[comparison.CHANGE]
         usable = chosen & ~np.isnan(change)
         label_bins = _binned(codes[usable], change[usable])
-    ordered = ~np.isnan(kl)
+    ordered, finite, infinite = ~np.isnan(kl), np.isfinite(kl), np.isinf(kl)
     failed, first, deviations = _checked(positions, kl)
     columns = np.zeros(0, np.int64) if positions.columns is None else positions.columns
     in_groups = columns if positions.grouped else columns[:0]
@@ -154,7 +159,8 @@ def of(positions: Positions) -> State:
         bins=_binned(codes[ordered], kl[ordered]),
         label_bins=label_bins,
         lowest=_lowest(codes[ordered], kl[ordered], positions.groups.size),
-        worst=most(Extremes(codes[ordered], kl[ordered], positions.places[ordered]), WORST),
+        worst=most(Extremes(codes[finite], kl[finite], positions.places[finite]), WORST),
+        infinite=most(Extremes(codes[infinite], kl[infinite], positions.places[infinite]), WORST),
         checks=failed,
         first=most(first, FIRST),
         deviations=deviations,
@@ -167,7 +173,11 @@ def _label_sums(measures: Floats, chosen: npt.NDArray[np.bool_]) -> list[Floats]
     log_input, log_target, change = measures[comparison.LOG_INPUT :]
     with np.errstate(invalid="ignore", over="ignore"):
         nll_change = log_target - log_input
-        values = [-log_input, -log_target, nll_change * nll_change, change, change * change]
+        squared = nll_change * nll_change
+        finite_input, finite_target = np.isfinite(log_input), np.isfinite(log_target)
+        alone = [finite_input & finite_target, finite_input, finite_target]
+        unpaired = np.select(alone, [0.0, -log_input, log_target], np.nan)
+        values = [-log_input, -log_target, squared, unpaired, change, change * change]
     return [np.where(chosen, value, 0.0) for value in values]
 
 
@@ -194,7 +204,7 @@ def _checked(positions: Positions, kl: Floats) -> tuple[Table, Extremes, Floats]
     labelled = False if positions.labelled is None else positions.labelled
     failures = [
         np.isnan(kl),
-        np.isposinf(kl),
+        np.isinf(kl),
         measures[comparison.EXCLUDES_INPUT] != 0,
         measures[comparison.EXCLUDES_TARGET] != 0,
         *(distances > np.array(positions.tolerances)[:, None]),
@@ -246,10 +256,14 @@ def merge(states: Sequence[State]) -> State:
     lowest = np.full(groups.size, np.inf)
     for state, place in zip(states, places, strict=True):
         lowest[place] = np.minimum(lowest[place], state.lowest)
-    moved = [
-        state.worst._replace(groups=place[state.worst.groups])
-        for state, place in zip(states, places, strict=True)
-    ]
+
+    def extreme(name: str) -> Extremes:
+        found = [getattr(state, name) for state in states]
+        moved = [
+            one._replace(groups=place[one.groups]) for one, place in zip(found, places, strict=True)
+        ]
+        return most(together(moved), WORST)
+
     return _bounded(
         State(
             groups=groups,
@@ -260,16 +274,18 @@ def merge(states: Sequence[State]) -> State:
             bins=joined("bins"),
             label_bins=joined("label_bins"),
             lowest=lowest,
-            worst=most(_joined(moved), WORST),
+            worst=extreme("worst"),
+            infinite=extreme("infinite"),
             checks=joined("checks"),
-            first=most(_joined([state.first for state in states]), FIRST),
+            first=most(together([state.first for state in states]), FIRST),
             deviations=np.max([state.deviations for state in states], axis=0),
             fingerprints=fingerprint.merge(np.stack([state.fingerprints for state in states])),
         )
     )
 
 
-def _joined(parts: Sequence[Extremes]) -> Extremes:
+def together(parts: Sequence[Extremes]) -> Extremes:
+    """Join what stands out in each of some parts."""
     return Extremes(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -285,7 +301,10 @@ def in_one_group(state: State) -> State:
     """Return the state of all groups as one."""
     everywhere = np.zeros(1, np.int64)
     nowhere = np.zeros(state.groups.size, np.int64)
-    worst = state.worst._replace(groups=nowhere[state.worst.groups])
+    worst, infinite = (
+        most(one._replace(groups=nowhere[one.groups]), WORST)
+        for one in (state.worst, state.infinite)
+    )
     return state._replace(
         groups=everywhere,
         totals=tables.in_one_group(state.totals),
@@ -294,7 +313,8 @@ def in_one_group(state: State) -> State:
         bins=tables.in_one_group(state.bins),
         label_bins=tables.in_one_group(state.label_bins),
         lowest=np.full(1, state.lowest.min(initial=np.inf)),
-        worst=most(worst, WORST),
+        worst=worst,
+        infinite=infinite,
         checks=tables.in_one_group(state.checks),
     )
 
@@ -303,6 +323,7 @@ def after(state: State, positions: int) -> State:
     """Renumber positions to follow so many others."""
     return state._replace(
         worst=state.worst._replace(places=state.worst.places + positions),
+        infinite=state.infinite._replace(places=state.infinite.places + positions),
         first=state.first._replace(places=state.first.places + positions),
         fingerprints=fingerprint.moved(state.fingerprints, positions),
     )
