@@ -432,7 +432,7 @@ def test_what_is_not_finite_blanks_nothing(spoilt: Evaluation, sound: Evaluation
         (value,) = re.findall(rf"^  {name} +(\S+)$", right, re.M)
         shown = rf"^  {name} +{re.escape(value)}( over 6,123 finite \(others NaN or ∞\))?$"
         assert re.search(shown, left, re.M), name
-    assert "positions that are not finite              1 NaN, 20 infinite\n" in left
+    assert re.search(r"^  positions that are not finite +1 NaN, 20 infinite$", left, re.M)
     assert re.search(
         r"^  perplexity, input +\d+\.\d+ over 6,\d+ finite \(others NaN or ∞\)$", left, re.M
     )

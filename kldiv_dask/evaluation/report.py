@@ -177,7 +177,9 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { border-bottom: 1px solid var(--line); padding: .25rem 1.4rem .25rem 0; text-align: left;
   vertical-align: top; }
 th { font-weight: 400; } thead th { color: var(--quiet); }
-thead ~ tbody td, thead th + th { text-align: right; }
+thead ~ tbody td, thead th + th { text-align: right; overflow-wrap: break-word; }
+@media (max-width: 40rem) { table { display: block; overflow-x: auto; }
+  th, td { padding-right: .5rem; } th:first-child { min-width: 5rem; } }
 figure { margin: 0; } svg { height: auto; width: 100%; }
 svg text { fill: currentColor; font-family: inherit !important; }
 @media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; }
