@@ -94,7 +94,7 @@ def _check_shapes(input: da.Array, target: da.Array) -> None:
                 f"input of shape {input.shape} and target of shape {target.shape} "
                 "do not broadcast together"
             )
-            if axis == -1 and input.shape[:-1] == target.shape[:-1]:
+            if axis == -1 and left and right and input.shape[:-1] == target.shape[:-1]:
                 message += (
                     f": they have {left:,} and {right:,} elements along the last axis; if these are"
                     f" classes, and one is padded, cut it: array[..., :{min(left, right)}]"

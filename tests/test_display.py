@@ -128,6 +128,8 @@ JOBS = {
 STAGE = "(kl-div-(block|terms|read|rows(-partial|-aggregate)?|merge-(partial|aggregate)|finalised))"
 NAME = re.compile(rf"{STAGE}(-{STAGE})*")
 OF_DASK = {"array", "array-kl-div-block", "finalize-hlgfinalizecompute", "fromarray"}
+# A graph of an evaluation takes a part of all pairs of chunks.
+OF_DASK |= {"getitem-kl-div-block", "array-getitem-kl-div-block"}
 OF_DASK |= {"rechunk-merge"} if EXPRESSIONS else set()
 
 STAGES = {

@@ -359,7 +359,7 @@ def test_json(tmp_path):
     student[5, 1] = np.nan
     found = run(student, teacher, **labelled((12, 5)) | {"where": True})
     text = found.to_json(tmp_path / "result.json")
-    assert (tmp_path / "result.json").read_text() == text
+    assert (tmp_path / "result.json").read_text() == f"{text}\n"
 
     def refuse(constant):
         raise AssertionError(constant)

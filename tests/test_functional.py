@@ -47,7 +47,9 @@ ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
     (TypeError, f"target is of dtype <U5; {FLOATS}", (X, "probs"), {}),
     (TypeError, f"dtype is of dtype int32; {FLOATS}", (X, WIDE), {"dtype": "i4"}),
     (TypeError, f"dtype is of dtype complex64; {FLOATS}", (X, WIDE), {"dtype": "c8"}),
-    (ValueError, "input of shape (6, 4) and target of shape (6, 5) do not broadcast together",
+    (ValueError, "input of shape (6, 4) and target of shape (6, 5) do not broadcast together: they "
+     "have 4 and 5 elements along the last axis; if these are classes, and one is padded, cut it: "
+     "array[..., :4]",
      (X, WIDE), {}),
     (ValueError, "input of shape (4, 6) and target of shape (6, 4) do not broadcast together",
      (LAZY_X.T, LAZY_T), {"split_every": 1}),
