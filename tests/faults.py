@@ -147,7 +147,7 @@ class Table:
         """Hold a run to one line, and an exit code."""
         code, report, lines = run.end()
         assert (code, report, len(lines)) == (exit_code, None, 1), lines
-        assert re.fullmatch(f"Error: {pattern}", lines[0])
+        assert re.fullmatch(f"Error: {pattern}", lines[0]), lines[0]
         self.rows.append((name, lines[0], run.seconds))
 
     def __str__(self):

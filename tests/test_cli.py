@@ -348,7 +348,7 @@ def test_stopped_while_computing(endless):
         os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal sends Ctrl-C
         bars = r"(\r\[#* *\] \| \d+% Completed \| +\S+s)+"
         assert re.search(
-            bars + r".*stopping \.\.\.\r\x1b\[2KError: stopped by SIGINT\r\n\Z", terminal.read()
+            bars + r".*stopping \.\.\.(\r\x1b\[2K)+Error: stopped by SIGINT\r\n\Z", terminal.read()
         )
         assert process.stdout.read() == b""
     assert process.returncode == 130

@@ -173,8 +173,12 @@ def in_one_line(hint: Callable[[], str] = str) -> Iterator[None]:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning in one line, without the place in the code that it arose at."""
-    over = CLEAR if sys.stderr.isatty() else ""
-    click.echo(f"{over}warning: {_line(message)}", err=True)
+    click.echo(f"{_over()}warning: {_line(message)}", err=True)
+
+
+def _over() -> str:
+    """Return what clears the line that something may be on that is no message."""
+    return CLEAR if sys.stderr.isatty() else ""
 
 
 def _line(message: object) -> str:
@@ -222,5 +226,5 @@ def _stoppable(hint: Callable[[], str]) -> Iterator[None]:
 
 def _end(message: str, exit_code: int) -> NoReturn:
     """End the command with one line on stderr."""
-    click.echo(f"Error: {_line(message)}", err=True)
+    click.echo(f"{_over()}Error: {_line(message)}", err=True)
     raise SystemExit(exit_code)
