@@ -144,7 +144,7 @@ def test_a_task_takes_too_much_memory(place, data, table):
     with running(place, data) as run:
         run.wait(lambda: len(faulty.pending(data.faults, data.chunk(60))) < 9)
         run.strike()
-        pattern = "KilledWorker: Attempted to run task .* on 4 different workers.*"
+        pattern = "KilledWorker: Attempted to run task .*kl-div-.* on 4 different workers.*"
         table.error(f"{place.name}: a task over all memory limits", run, 1, pattern)
 
 
