@@ -28,10 +28,7 @@ def as_array(name: str, operand: Any) -> Any:
     if dask.is_dask_collection(operand):
         return da.asanyarray(operand)
     operand = without_torch(name, operand)
-    # What takes part in NumPy's arithmetic, such as a labelled array, is in memory already. What
-    # does not, such as a stored array, is read chunk by chunk.
-    stored = not hasattr(operand, "__array_ufunc__") and hasattr(operand, "shape")
-    if stored and isinstance(getattr(operand, "dtype", None), np.dtype):
+    if is_stored(operand):
         return operand
     # NumPy would make strings of the numbers in a list of both.
     objects = name == "groups" and isinstance(operand, list | tuple)
@@ -40,6 +37,15 @@ def as_array(name: str, operand: Any) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(operand).__name__
         raise type(error)(f"{name} must be an array, got a {kind}: {error}") from error
+
+
+def is_stored(operand: Any) -> bool:
+    """Whether something is read chunk by chunk, such as an array of zarr or h5py.
+
+    What takes part in NumPy's arithmetic, such as a labelled array, is in memory already.
+    """
+    has_dtype = isinstance(getattr(operand, "dtype", None), np.dtype)
+    return has_dtype and hasattr(operand, "shape") and not hasattr(operand, "__array_ufunc__")
 
 
 def without_torch(name: str, operand: Any) -> Any:

@@ -174,8 +174,8 @@ _WAYS = {
 class _Opened(NamedTuple):
     """What is to be computed, the same of arrays with one element, and what is known of the data.
 
-    `axis` and `temperature` are for logits,
-    `bytes_read` is what will be read of the two large arrays.
+    `axis` and `temperature` are for logits; `bytes_read` is what will be read of the two large
+    arrays.
     """
 
     summary: "LazySummary"

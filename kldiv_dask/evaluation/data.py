@@ -11,6 +11,7 @@ import dask.base
 import numpy as np
 
 from kldiv_dask.align import Box
+from kldiv_dask.arrays import is_stored
 from kldiv_dask.evaluation.errors import EvaluationError
 from kldiv_dask.labelled.names import is_named
 from kldiv_dask.storage import Contents, Source, change, other_text, source_of, sources_in
@@ -64,7 +65,9 @@ class Data:
             for name, array in self._inner.items()
             if name in self.sources and source_of(array) is not None
         }
-        self._contents = {name: _contents(found) for name, found in self.sources.items()}
+        self._contents = {
+            name: [source.contents() for source in found] for name, found in self.sources.items()
+        }
 
     def identities(self) -> Identities:
         """Return what tells each array from others, for JSON.
@@ -90,7 +93,7 @@ class Data:
         inner = self._inner[name]
         if isinstance(inner, da.Array):
             return {"array": describe(array), "known": inner.name, "from": known}
-        if _is_handle(array):
+        if is_stored(array):
             raise ValueError(
                 f"{name} is a {type(array).__module__.partition('.')[0]}.{type(array).__name__}, of"
                 " which a checkpoint can't tell whether it was rewritten; pass its path, or what "
@@ -225,16 +228,6 @@ def unwatched(data: Identities) -> Iterator[str]:
 def _inner(name: str, array: Any) -> Any:
     """Return the Dask array in a DataArray; anything else as it is."""
     return array.data if is_named(name, array) and array.chunks is not None else array
-
-
-def _is_handle(array: Any) -> bool:
-    """Whether an array is read piece by piece, as `align.as_dask` does, and not in memory."""
-    has_dtype = isinstance(getattr(array, "dtype", None), np.dtype)
-    return has_dtype and hasattr(array, "shape") and not hasattr(array, "__array_ufunc__")
-
-
-def _contents(sources: list[Source]) -> list[Contents]:
-    return [source.contents() for source in sources]
 
 
 def _called(identity: Mapping[str, Any]) -> str:

@@ -100,15 +100,15 @@ def _status(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 def _is_stream(known: os.stat_result) -> bool:
     """Whether a file is not to be replaced: it is no regular one, or an output of this process."""
-    return not stat.S_ISREG(known.st_mode) or any(
-        os.path.samestat(known, output) for output in _outputs()
-    )
+    return not stat.S_ISREG(known.st_mode) or any(_is_open_as(known, number) for number in (1, 2))
 
 
-def _outputs() -> Iterator[os.stat_result]:
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):  # it may be closed
-            yield os.fstat(descriptor)
+def _is_open_as(known: os.stat_result, descriptor: int) -> bool:
+    """Whether a file is what this process has open under a number; it may have nothing there."""
+    try:
+        return os.path.samestat(known, os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def is_stdout(path: str | os.PathLike[str]) -> bool:
@@ -120,11 +120,7 @@ def is_stdout(path: str | os.PathLike[str]) -> bool:
     (True, False)
     """
     known = _status(path)
-    with contextlib.suppress(OSError):
-        return os.fspath(path) == "-" or (
-            known is not None and os.path.samestat(known, os.fstat(1))
-        )
-    return False
+    return os.fspath(path) == "-" or (known is not None and _is_open_as(known, 1))
 
 
 def _write_on(path: str | os.PathLike[str], content: bytes) -> None:
