@@ -155,3 +155,29 @@ def test_threads_share_one_compilation(monkeypatch):
 def add_one(values):
     for i in range(values.size):
         values[i] += 1
+
+
+def test_kernels_count_no_references(monkeypatch):
+    from kldiv_dask.kernels import softmax
+
+    made = []
+
+    def uncached(function, signature, *, cache):
+        kernel = numba.njit(**compiled._OPTIONS)(function)
+        kernel.compile(signature)
+        made.append(kernel)
+        return kernel
+
+    monkeypatch.setattr(compiled, "_jit", uncached)
+    monkeypatch.setattr(compiled, "_kernels", {})
+    logits = np.zeros((1, 2), np.float32)
+    assert softmax.block_divergences(logits, logits, None, np.dtype(np.float32), 1.0)[0] == 0
+    for kernel in made:
+        for text in kernel.inspect_asm().values():
+            assert "NRT_incref" not in text and "NRT_decref" not in text
+    assert made
+
+
+def test_all_functions_of_kernels_are_compiled_with_the_same_options():
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        assert path.name == "compiled.py" or "njit" not in path.read_text(), path

@@ -13,11 +13,11 @@ second loop once the masses of all pieces are known.
 
 import math
 
-import numba
 import numpy as np
 
 from kldiv_dask.kernels import classes
 from kldiv_dask.kernels.bits import from_magnitude, magnitude_bits
+from kldiv_dask.kernels.compiled import inner_function
 from kldiv_dask.kernels.elementary import exp
 from kldiv_dask.kernels.machine import LANES, lane_sum, wide_vectors
 from kldiv_dask.kernels.states import (
@@ -37,7 +37,7 @@ CENTER_HIGH, CENTER_LOW, WIDEST, REVERSE = range(4)
 KEPT = 4
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _fill_differences(x, t, offsets, c, scale, ordinary, u):
     """Fill u, as `states` has it within its loop."""
     wide_vectors()
@@ -57,7 +57,7 @@ def _fill_differences(x, t, offsets, c, scale, ordinary, u):
             u[i] = ((high - center) + (low - center_low)) * scale
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _fill_terms(u, w, v, ratio, ordinary, shifts, excesses, backs):
     """Fill p u, p (exp(u) - 1 - u) and p (1 - exp(u) + u exp(u)), all times W."""
     wide_vectors()
@@ -77,7 +77,7 @@ def _fill_terms(u, w, v, ratio, ordinary, shifts, excesses, backs):
             shifts[i] = shift
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _largest_magnitude(u):
     """Return the largest magnitude as float64; NaN where there is one."""
     wide_vectors()
@@ -88,7 +88,7 @@ def _largest_magnitude(u):
     return from_magnitude(most, u[0])
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def fill_terms(x, t, w, v, u, state, offsets, c, scale, ordinary, work, kept):
     """Fill u and, in the spaces of `work`, the terms; `w` and `v` are left as they are."""
     size, padded = u.size, w.size
@@ -101,7 +101,7 @@ def fill_terms(x, t, w, v, u, state, offsets, c, scale, ordinary, work, kept):
     kept[WIDEST] = _largest_magnitude(u)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def conclude(shift, excess, back, inner):
     """Return R from sums of p u, of the other terms, and of what pieces have within themselves."""
     z = excess + shift if excess < 0.5 else 0.0
@@ -109,7 +109,7 @@ def conclude(shift, excess, back, inner):
     return 0.0 if reverse < 0 else reverse
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def merged_reverse(pieces, state, kept, scale):
     """Return R of a position, given its merged state."""
     shift = excess = back = inner = 0.0
@@ -127,7 +127,7 @@ def merged_reverse(pieces, state, kept, scale):
     return conclude(shift, excess, back, inner)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _fill_jensen(w, v, u, share_target, share_input, shift, near):
     """Put the parts of the Jensen-Shannon divergence in the place of w."""
     wide_vectors()
@@ -142,13 +142,13 @@ def _fill_jensen(w, v, u, share_target, share_input, shift, near):
         w[i] = classes.jensen(w[i] * share_target, v[i] * share_input, u[i] + shift)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _share(unit, total, common, scale):
     """Return what weights in a unit are to be multiplied by to be probabilities."""
     return exp((unit - common) * scale) / total if unit > -np.inf else 0.0
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def jensen_shannon(size, scale, spaces, pieces, state, kept):
     """Return the Jensen-Shannon divergence of a position of so many classes.
 

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.compiled import compiled
+from kldiv_dask.kernels.compiled import compiled, inner_function
 from kldiv_dask.kernels.elementary import exp
 from kldiv_dask.kernels.states import PIECE, range_of
 from kldiv_dask.kernels.stored import as_stored, stored_type, widen
@@ -32,7 +32,7 @@ NEARLY = 0.1
 FITS, RESEMBLES_PROBS, RESEMBLES_LOG_PROBS, OUT_OF_RANGE = range(4)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _sums_to_one(stored, row, like, logarithms, tolerance):
     """Whether the numbers of a row, or their exponentials, sum to 1."""
     total = 0.0
@@ -42,7 +42,7 @@ def _sums_to_one(stored, row, like, logarithms, tolerance):
     return abs(total - 1) <= tolerance
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def resemblance(stored, row, extent, holds, tolerance, like):
     """Return what a row resembles, given where it is stored, and its smallest and largest number.
 
@@ -66,7 +66,7 @@ def resemblance(stored, row, extent, holds, tolerance, like):
     return RESEMBLES_LOG_PROBS if log_probs else OUT_OF_RANGE
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def is_constant(row, extent, holds, tolerance):
     """Whether all classes are equal, where there are several, and this is no uniform distribution.
 
@@ -81,7 +81,7 @@ def is_constant(row, extent, holds, tolerance):
     return not abs(classes * each - 1) <= tolerance
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def is_at_floor(stored, row, label, extent, like):
     """Whether the label shares the smallest number of its row with another class.
 
@@ -97,7 +97,7 @@ def is_at_floor(stored, row, label, extent, like):
     return others > 0
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def extent_of(stored, row, like):
     """Return the smallest and the largest number of a row; NaN where there is one."""
     extent = NOWHERE
@@ -107,7 +107,7 @@ def extent_of(stored, row, like):
     return extent
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def wider(extent, other):
     """Return the smallest and the largest of two ranges; NaN where there is one."""
     (least, most), (low, high) = extent, other

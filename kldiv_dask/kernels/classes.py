@@ -5,10 +5,10 @@ The bits of each depend on its arguments alone, as those of `elementary` do.
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from kldiv_dask.kernels.bits import scaled_normal
+from kldiv_dask.kernels.compiled import inner_function
 from kldiv_dask.kernels.elementary import (
     FLOAT32,
     FLOAT64,
@@ -33,12 +33,12 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
     tiny, largest = np.finfo(real).tiny, np.finfo(real).max
     integer = real(1.5 * 2 ** np.finfo(real).nmant)
 
-    @numba.njit(nogil=True)
+    @inner_function
     def rounder(scale: Any) -> Any:
         """Return what has `power` divide by ``2**scale``."""
         return integer - scale
 
-    @numba.njit(nogil=True)
+    @inner_function
     def power(z: Any, rounder: Any) -> Any:
         """Exponential of a number divided by a power of two, within 1.1 ulp where it is normal.
 
@@ -49,19 +49,19 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         r = fma(n, minus_ln2_low, fma(n, minus_ln2_high, z))
         return scaled_normal(one + fma(r * r, polynomial(r, exp_coefficients), r), shifted)
 
-    @numba.njit(nogil=True)
+    @inner_function
     def weight(z: Any, rounder: Any, lowest: Any) -> Any:
         """Return `power`, but 0 below `lowest`, and NaN for NaN."""
         if_normal = power(lowest if z < lowest else z, rounder)
         return if_normal if z >= lowest else (zero if z < lowest else z)
 
-    @numba.njit(nogil=True)
+    @inner_function
     def excess(u: Any, w: Any, v: Any, shift: Any) -> Any:
         """Return w (exp(u) - 1 - u), given w u and, for where u is far from 0, v = w exp(u)."""
         near = w * (u * u) * polynomial(u, excess_coefficients)
         return near if abs(u) < one else v - w - shift
 
-    @numba.njit(nogil=True)
+    @inner_function
     def shift(u: Any, w: Any) -> Any:
         """Return w u, where the product is not what is wanted of an infinite u.
 
@@ -70,16 +70,16 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         """
         return w * u if w > zero else (u if u == -infinity else zero)
 
-    @numba.njit(nogil=True)
+    @inner_function
     def back_shift(u: Any, v: Any) -> Any:
         """Return v u, where a class that b takes for impossible is no part of it."""
         return v * u if v > zero else zero
 
-    @numba.njit(nogil=True)
+    @inner_function
     def finite(x: Any) -> Any:
         return x if abs(x) < infinity else zero
 
-    @numba.njit(nogil=True)
+    @inner_function
     def excesses(u: Any, w: Any, v: Any, shift: Any, back_shift: Any) -> tuple[Any, Any]:
         """Return `excess`, with the same bits, and w (1 - exp(u) + u exp(u)), given v u too."""
         square = w * (u * u)
@@ -92,13 +92,13 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
             near_back if is_near else w - v + back_shift,
         )
 
-    @numba.njit(nogil=True)
+    @inner_function
     def jensen_near(p: Any, q: Any, u: Any) -> Any:
         """Return `jensen` where it is known that abs(u) is below 2."""
         square = u * u
         return (p + q) * (square * polynomial(square, jensen_coefficients))
 
-    @numba.njit(nogil=True, error_model="numpy")
+    @inner_function
     def jensen(p: Any, q: Any, u: Any) -> Any:
         """Return the part of the Jensen-Shannon divergence, given u = log(q / p).
 

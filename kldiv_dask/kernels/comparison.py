@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from kldiv_dask.kernels import both_ways, checks, fingerprint
 from kldiv_dask.kernels.both_ways import CENTER_HIGH, CENTER_LOW, KEPT, REVERSE
-from kldiv_dask.kernels.compiled import compiled
+from kldiv_dask.kernels.compiled import compiled, inner_function
 from kldiv_dask.kernels.elementary import exp, log
 from kldiv_dask.kernels.machine import LANES, lane_sum, prefetch, wide_vectors
 from kldiv_dask.kernels.segments import row_segments
@@ -27,7 +27,9 @@ from kldiv_dask.kernels.states import (
     UNIT_TARGET,
     center_of,
     conclude_piece,
+    copy,
     is_settled,
+    largest,
     merge,
     weigh,
 )
@@ -69,7 +71,7 @@ POSITIONS = 16384
 MOST_INPUT, MOST_TARGET = KEPT, KEPT + 1
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _first_at(stored, most, like):
     """Return where a number is first met; beyond the end if nowhere."""
     wide_vectors()
@@ -80,10 +82,10 @@ def _first_at(stored, most, like):
     return place
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _top(stored, first, classes, column, kept, like):
     """Return the first class with the largest logit."""
-    most = kept[:, column].max()
+    most = largest(kept, column)
     for k in range(len(kept)):
         if kept[k, column] == most:
             start = first + k * PIECE
@@ -92,7 +94,7 @@ def _top(stored, first, classes, column, kept, like):
     return -1
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _describe(
     x, t, stored_x, stored_t, first, classes, scale, spaces, work, pieces, state, kept, sums,
     hashes, row,
@@ -143,7 +145,7 @@ def _describe(
         kept[k, CENTER_HIGH], kept[k, CENTER_LOW] = high, low
         kept[k, REVERSE] = both_ways.conclude(shift, excess, back, 0.0)
     if len(pieces) == 1:
-        state[:] = pieces[0]
+        copy(pieces[0], state)
     else:
         merge(pieces, scale, state)
     hashes[0, row] = fingerprint.finish(hash_input, of_input)
@@ -151,7 +153,7 @@ def _describe(
     return extent_input, extent_target
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _take_as_given(out, log_input, log_target):
     """Change divergences to those of probabilities that may not sum to 1, given their sums.
 
@@ -163,7 +165,7 @@ def _take_as_given(out, log_input, log_target):
     out[BACKWARD] = out[MASS_INPUT] * (out[BACKWARD] - ratio)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _generalize(out):
     """Change sum p log(p / q) to sum p log(p / q) - p + q, of which no summand is negative.
 
@@ -177,7 +179,7 @@ def _generalize(out):
     out[BACKWARD] = 0.0 if out[BACKWARD] < 0 else out[BACKWARD]
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _check(stored, row, extent, holds, tolerance, label, like):
     """Return what may be wrong with one operand at a position, from where to where it is stored."""
     if holds == checks.PROBS:  # the extent is that of logarithms
@@ -190,11 +192,11 @@ def _check(stored, row, extent, holds, tolerance, label, like):
 
 
 def _measure(
-    x, t, stored_x, stored_t, scale, holds, generalized, tolerances, labels, spaces, work, pieces,
+    x, t, stored_x, stored_t, scale, holds, generalized, tolerances, labels, spaces, work, states,
     kept, sums, measures, hashes,
 ):  # fmt: skip
     classes = x.size // measures.shape[1]
-    state = np.empty(STATE)
+    state, pieces = states[0], states[1:]
     like = spaces[0]
     for row in range(measures.shape[1]):
         first = row * classes
@@ -333,7 +335,7 @@ def measured(
     kernel = compiled(_measure, signature)
     count = -(-classes // PIECE)
     spaces, work = np.empty((3, count * PIECE), dtype), np.empty((3, PIECE), dtype)
-    pieces, kept = np.empty((count, STATE)), np.empty((count, MOST_TARGET + 1))
+    states, kept = np.empty((1 + count, STATE)), np.empty((count, MOST_TARGET + 1))
     sums = np.empty((2, fingerprint.SUMS), np.uint64)
     done = 0
     for segments in row_segments(*pair):
@@ -350,7 +352,7 @@ def measured(
             chosen = labels[first : first + size]
             kernel(
                 b, a, *parts, 1 / temperature, holds, generalized, tolerances, chosen, spaces, work,
-                pieces, kept, sums, measures, hashes,
+                states, kept, sums, measures, hashes,
             )  # fmt: skip
             yield Batch(first, measures, hashes)
         done += rows

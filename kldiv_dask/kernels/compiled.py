@@ -20,6 +20,15 @@ import numba
 
 Kernel = Callable[..., Any]
 
+# Numba counts references to every array and slice that a function is given, with atomic operations:
+# a quarter of the time of a comparison of positions. The caller holds all arrays of a kernel, so
+# nothing of this is needed; what it takes away is allocating in a kernel.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+# Decorators of what kernels are made of.
+inner_function = numba.njit(**_OPTIONS)
+inlined_function = numba.njit(**_OPTIONS, inline="always")
+
 _kernels: dict[tuple[Kernel, Any], Kernel] = {}
 _lock = threading.Lock()
 
@@ -62,7 +71,7 @@ def _compile(function: Kernel, signature: tuple[Any, ...]) -> Kernel:
 
 
 def _jit(function: Kernel, signature: tuple[Any, ...], *, cache: bool) -> Kernel:
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", cache=cache)(function)
+    dispatcher: Any = numba.njit(**_OPTIONS, cache=cache)(function)
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     kernel: Kernel = dispatcher

@@ -20,10 +20,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numba import njit, typeof, types
+from numba import typeof, types
 from numba.extending import intrinsic, overload
 
 from kldiv_dask.kernels.bits import scaled, scaled_normal, significand_exponent
+from kldiv_dask.kernels.compiled import inner_function
 
 Real = Any
 """A scalar of the type that a function is for."""
@@ -148,7 +149,7 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
     rounder = real(1.5 * 2**info.nmant)
     biased_rounder = real(rounder + 2 * (info.maxexp - 1))
 
-    @njit(nogil=True)
+    @inner_function
     def reduced(x: Real, rounder: Real) -> tuple[Real, Real]:
         shifted = fma(x, log2_e, rounder)
         n = shifted - rounder
@@ -160,7 +161,7 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
         rest = fma(r * r, polynomial(r, coefficients), fma(n, minus_ln2_low, tail))
         return head + rest, shifted
 
-    @njit(nogil=True)
+    @inner_function
     def exp(x: Real) -> Real:
         """Exponential of any number.
 
@@ -184,7 +185,7 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
         y, shifted = reduced(x, biased_rounder)
         return scaled(y, shifted)
 
-    @njit(nogil=True)
+    @inner_function
     def exp_normal(x: Real) -> Real:
         """Exponential of a number of moderate size, in three quarters of the time.
 
@@ -222,7 +223,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
     tiny_scale = real(2**info.nmant)
 
     # Numba's check of the divisor would keep the loop from being vectorised.
-    @njit(nogil=True, error_model="numpy")
+    @inner_function
     def logarithm(x: Real, bias: Real) -> Real:
         m, exponent = significand_exponent(x, start)
         n = exponent - bias
@@ -238,7 +239,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
         rest = fma(square, polynomial(square, coefficients), half_f * f)
         return head + fma(-half_f, f, fma(s, rest, fma(n, ln2_low, tail)))
 
-    @njit(nogil=True)
+    @inner_function
     def log(x: Real) -> Real:
         """Natural logarithm of any number.
 
@@ -263,7 +264,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
         y = y if x > zero else nan
         return -infinity if x == zero else y
 
-    @njit(nogil=True)
+    @inner_function
     def log_normal(x: Real) -> Real:
         """Natural logarithm of a positive normal number, in three quarters of the time.
 

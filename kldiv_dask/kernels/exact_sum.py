@@ -9,7 +9,6 @@ Terms that are not finite have no place in an integer. They are counted in slots
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from kldiv_dask.kernels.bits import (
@@ -20,6 +19,7 @@ from kldiv_dask.kernels.bits import (
     magnitude_bits,
     nonzero_bits,
 )
+from kldiv_dask.kernels.compiled import inlined_function, inner_function
 from kldiv_dask.kernels.machine import tile_size, wide_vectors
 from kldiv_dask.kernels.stored import widen
 
@@ -51,10 +51,10 @@ def carry(state: Any) -> None:
         state[i] &= _LIMB_MASK
 
 
-carry_compiled = numba.njit(nogil=True, error_model="numpy")(carry)
+carry_compiled = inner_function(carry)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def add_scaled(state, integer, position):
     """Add ``integer * 2**(position - 1074)`` to `state`, for ``abs(integer) < 2**62``."""
     limb = position >> 5
@@ -66,7 +66,7 @@ def add_scaled(state, integer, position):
     state[limb + 2] += high >> _LIMB_BITS
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def add(state, value):
     """Add one float64 of any kind to `state`."""
     word = float64_bits(value)
@@ -87,7 +87,7 @@ def add(state, value):
     add_scaled(state, -fraction if word < 0 else fraction, exponent - 1)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def largest(stored, like):
     """Return the largest magnitude in a tile as float64; NaN where there is one.
 
@@ -101,7 +101,7 @@ def largest(stored, like):
     return from_magnitude(most, like[0])
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")
+@inlined_function
 def _range(terms, size):
     """Return the largest magnitude in a tile and the smallest but zero, as float64."""
     wide_vectors()
@@ -115,7 +115,7 @@ def _range(terms, size):
     return from_magnitude(most, terms[0]), from_nonzero(least, terms[0])
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _grid(position):
     """Return what rounds to multiples of ``2**(position - 1074)``, and its pattern.
 
@@ -126,7 +126,7 @@ def _grid(position):
     return float64_from_bits(bits), bits
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _split(terms, size, coarse, fine, state, rest):
     """Add what of `terms` lies on two grids, and leave the remainders in `rest`.
 
@@ -155,7 +155,7 @@ def _split(terms, size, coarse, fine, state, rest):
     return (left << 1) != 0
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")
+@inlined_function
 def _split_whole(terms, size, coarse, fine, state):
     """Do what `_split` does where no remainder is left, in two thirds of the time."""
     wide_vectors()
@@ -172,7 +172,7 @@ def _split_whole(terms, size, coarse, fine, state):
     add_scaled(state, fine_sum - size * fine_bits, fine)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def add_tile(state, terms, rest):
     """Add every element of `terms` to `state`.
 
@@ -187,7 +187,7 @@ def add_tile(state, terms, rest):
     _add_many(state, terms, tile_size(terms), rest)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def add_terms(state, terms, rest):
     """Do what `add_tile` does with at most a tile."""
     if terms.size == tile_size(terms):
@@ -199,7 +199,7 @@ def add_terms(state, terms, rest):
             add(state, np.float64(terms[i]))
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")
+@inlined_function
 def _add_many(state, terms, size, rest):
     most, least = _range(terms, size)
     # Beyond this the grids would overflow. NaN compares false.

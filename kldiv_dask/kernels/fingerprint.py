@@ -25,7 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kldiv_dask.kernels.compiled import compiled
+from kldiv_dask.kernels.compiled import compiled, inner_function
 from kldiv_dask.kernels.machine import wide_vectors
 
 Built = tuple[Any, Callable[..., Any]]
@@ -117,14 +117,14 @@ def _pattern(context: Any, number: Any) -> Built:
     return types.uint64(number), build
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def start(sums, size):
     """Forget the row before, and return what the hash of one of so many numbers begins with."""
     sums[:] = 0
     return (np.uint64(size) + _FACTOR) * _FACTOR
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def add_bits(hash, sums, stored, start, stop):
     """Take up more numbers of a row, as they are stored; whole steps of them but at its end."""
     wide_vectors()
@@ -136,7 +136,7 @@ def add_bits(hash, sums, stored, start, stop):
     return hash
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def finish(hash, sums):
     """Return the hash of a row, well mixed and below P."""
     for i in range(sums.size):

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from kldiv_dask.kernels.compiled import inner_function
 
 Built = tuple[Any, Callable[..., Any]]
 
@@ -80,7 +81,7 @@ def _prefetch(context: Any, array: Any, index: Any) -> Built:
     return types.void(array, types.intp), build
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def prefetch(array, start, count):
     """Ask for `count` elements from `start` to be in the cache soon. May reach past the end.
 

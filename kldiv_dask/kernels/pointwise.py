@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kldiv_dask.kernels import exact_sum
 from kldiv_dask.kernels.bits import narrow_or, oddity
-from kldiv_dask.kernels.compiled import Kernel, compiled
+from kldiv_dask.kernels.compiled import Kernel, compiled, inner_function
 from kldiv_dask.kernels.elementary import (
     EXP_NORMAL_F32,
     EXP_NORMAL_F64,
@@ -50,7 +50,7 @@ class Term(NamedTuple):
         return self.compute_dtype.type(zero if self.zero_safe else np.nan)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _are_ordinary(stored, like):
     """Whether every number of a tile is positive, normal and finite."""
     wide_vectors()
@@ -60,7 +60,7 @@ def _are_ordinary(stored, like):
     return odd >= 0
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _fill_tile(x, t, out, log_target):
     wide_vectors()
     size = tile_size(out)
@@ -87,7 +87,7 @@ def _fill_tile(x, t, out, log_target):
             out[i] = entropy - target * widen(x[i], out[i])
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _clear_absent(x, t, out, absent):
     """Set the terms to 0 where the target is `absent`, unless the input is NaN."""
     wide_vectors()
@@ -96,21 +96,21 @@ def _clear_absent(x, t, out, absent):
         out[i] = 0 if is_number & (widen(t[i], out[i]) == absent) else out[i]
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _store(terms, out):
     wide_vectors()
     for i in range(tile_size(terms)):
         out[i] = narrow(terms[i], out[i])
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _clear_excluded(mask, out):
     wide_vectors()
     for i in range(tile_size(out)):
         out[i] = out[i] if mask[i] else 0
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def fill(x, t, mask, start, out, log_target, absent):
     """Fill a tile with the terms from `start` on."""
     stop = start + tile_size(out)

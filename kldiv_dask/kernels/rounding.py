@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels.bits import float64_bits
-from kldiv_dask.kernels.compiled import compiled
+from kldiv_dask.kernels.compiled import compiled, inner_function
 from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF
 
 # A remainder and a limb behind it fit an int64 up to here.
@@ -35,7 +35,7 @@ _FORMATS = {
 }
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _digit(state, index, lowest, negative):
     """Return a limb of the magnitude; that of a negative sum is the complement."""
     if index < lowest:
@@ -46,7 +46,7 @@ def _digit(state, index, lowest, negative):
     return _LIMB_MASK + 1 - limb if index == lowest else _LIMB_MASK - limb
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _magnitude(state, divisor, precision, lowest_bit):
     """Return the pattern of the finite sum's magnitude divided by `divisor`, rounded to even.
 

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.compiled import Kernel, compiled
+from kldiv_dask.kernels.compiled import Kernel, compiled, inner_function
 from kldiv_dask.kernels.segments import row_segments
 from kldiv_dask.kernels.states import (
     DIVERGENCE,
@@ -15,6 +15,7 @@ from kldiv_dask.kernels.states import (
     PIECE,
     STATE,
     SUM_TARGET,
+    copy,
     describe,
     merge,
 )
@@ -25,7 +26,7 @@ Mask = npt.NDArray[np.bool_]
 Result = npt.NDArray[np.float64]
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _position(x, t, first, classes, scale, work, pieces, state):
     """Fill the state of all classes of a position."""
     for k in range(len(pieces)):
@@ -33,13 +34,14 @@ def _position(x, t, first, classes, scale, work, pieces, state):
         size = min(classes - start, PIECE)
         describe(x, t, first + start, size, scale, work[0], work[1], pieces[k])
     if len(pieces) == 1:
-        state[:] = pieces[0]
+        copy(pieces[0], state)
     else:
         merge(pieces, scale, state)
 
 
-def _fill_states(x, t, scale, work, pieces, states, included):
+def _fill_states(x, t, scale, work, spaces, states, included):
     classes = x.size // len(states)
+    pieces = spaces[1:]
     for row in range(len(states)):
         if included is None or included[row]:
             _position(x, t, row * classes, classes, scale, work, pieces, states[row])
@@ -47,9 +49,9 @@ def _fill_states(x, t, scale, work, pieces, states, included):
             states[row] = 0
 
 
-def _fill_divergences(x, t, scale, work, pieces, divergences, included):
+def _fill_divergences(x, t, scale, work, spaces, divergences, included):
     classes = x.size // divergences.size
-    state = np.empty(STATE)
+    state, pieces = spaces[0], spaces[1:]
     for row in range(divergences.size):
         if included is None or included[row]:
             _position(x, t, row * classes, classes, scale, work, pieces, state)
@@ -80,8 +82,8 @@ def _kernel(
     """Compile `_fill_states` or `_fill_divergences` for stored logits.
 
     Both take the logits of all positions one after the other, the reciprocal of the temperature,
-    space for two pieces in the type of the computation, space for their states, what is to be
-    filled, and which positions are included, or None.
+    space for two pieces in the type of the computation, space for the state of all classes and for
+    those of the pieces, what is to be filled, and which positions are included, or None.
     """
     matrix, vector = numba.float64[:, ::1], numba.float64[::1]
     out = matrix if function is _fill_states else vector
@@ -112,12 +114,12 @@ def _run(
     if where is not None:
         included = np.ascontiguousarray(np.broadcast_to(where, shape[:-1])).reshape(-1)
     kernel = _kernel(function, x, t, dtype, included)
-    work, pieces = np.empty((2, PIECE), dtype), np.empty((-(-classes // PIECE), STATE))
+    work, spaces = np.empty((2, PIECE), dtype), np.empty((1 - (-classes // PIECE), STATE))
     start = 0
     for segments in row_segments(x, t):
         stop = start + segments[0].size // classes
         masked = None if included is None else included[start:stop]
-        kernel(*segments, 1 / temperature, work, pieces, out[start:stop], masked)
+        kernel(*segments, 1 / temperature, work, spaces, out[start:stop], masked)
         start = stop
 
 

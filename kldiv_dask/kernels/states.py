@@ -18,11 +18,11 @@ logits and r are held in two numbers, so that a common offset of a model costs n
 
 import math
 
-import numba
 import numpy as np
 
 from kldiv_dask.kernels import classes
 from kldiv_dask.kernels.bits import from_ordered, ordered_bits
+from kldiv_dask.kernels.compiled import inner_function
 from kldiv_dask.kernels.elementary import EXP_NORMAL_F32, EXP_NORMAL_F64, exp, log
 from kldiv_dask.kernels.machine import LANES, lane_sum, prefetch, wide_vectors
 from kldiv_dask.kernels.stored import widen
@@ -45,7 +45,7 @@ STATE = 7
 NOTHING = (-np.inf, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def range_of(stored, like):
     """Return the smallest and the largest number as float64; one is NaN where there is a NaN."""
     wide_vectors()
@@ -61,13 +61,13 @@ def range_of(stored, like):
 # those that leave out a subtraction of 0 and a multiplication by 1.
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _most_spread(like):
     """Return how far apart logits over temperature may be for all weights to be normal."""
     return (EXP_NORMAL_F32 if like.itemsize == 4 else EXP_NORMAL_F64) - 1
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _unit(most, scale, like):
     """Return what to subtract from logits, and the power of two to divide their exponentials by.
 
@@ -81,13 +81,13 @@ def _unit(most, scale, like):
     return (most if most > -np.inf else 0.0), 0.0
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _logarithm(unit, most, scale):
     """Return the logarithm of a unit times the temperature; -inf where all weights are 0."""
     return unit[0] + unit[1] * LN2 / scale if most > -np.inf else most
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _fill_weights(stored, unit, scale, ordinary, out):
     wide_vectors()
     real = out.dtype.type
@@ -104,14 +104,14 @@ def _fill_weights(stored, unit, scale, ordinary, out):
             out[i] = classes.weight((widen(stored[i], out[i]) - offset) * scale, rounder, lowest)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def rounding(b, a, difference):
     """Return what rounding has taken from b - a: Knuth, TAOCP 2, section 4.2.2, theorem B."""
     back = difference - b
     return (b - (difference - back)) - (a + back)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
     """Put p u in the place of w, and p (exp(u) - 1 - u) in that of v, both times W."""
     wide_vectors()
@@ -138,7 +138,7 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
             w[i] = shift
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _center(b, a, ratio, scale, like):
     """Return c times T in two numbers of a type, given T times the logarithms of the units."""
     high = b - a
@@ -147,7 +147,7 @@ def _center(b, a, ratio, scale, like):
     return center, like.dtype.type((high - np.float64(center)) + low)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _conclude(state, high, low, shift, excess, inner, scale):
     """Set the divergence of a state, and its r.
 
@@ -162,7 +162,7 @@ def _conclude(state, high, low, shift, excess, inner, scale):
     state[DIVERGENCE] = 0.0 if divergence < 0 else divergence
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def is_settled(state):
     """Whether the masses alone tell the divergence, and if so set it."""
     if state[SUM_TARGET] > 0 and state[SUM_INPUT] > 0:
@@ -175,7 +175,7 @@ def is_settled(state):
     return True
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def weigh(x, t, start, size, scale, w, v, state):
     """Fill the weights of a piece, `w` and `v`, and what the state says of them.
 
@@ -215,7 +215,7 @@ def weigh(x, t, start, size, scale, w, v, state):
     return ordinary, offsets, (least_input, most_input), (least_target, most_target)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def center_of(state, offsets, scale, like):
     """Return c times T of a piece, as it goes with the given offsets, in two numbers of a type."""
     ratio = state[SUM_TARGET] / state[SUM_INPUT]
@@ -223,7 +223,7 @@ def center_of(state, offsets, scale, like):
     return _center(b, a, ratio, scale, like)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def conclude_piece(state, center, offsets, shifts, excesses, scale):
     """Set the divergence and r of a piece, given its center and its padded terms.
 
@@ -239,7 +239,7 @@ def conclude_piece(state, center, offsets, shifts, excesses, scale):
     return high, low, shift, excess
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def describe(x, t, start, size, scale, w, v, state):
     """Fill the state of a piece, in the spaces `w` and `v`."""
     stop = start + size
@@ -258,15 +258,32 @@ def describe(x, t, start, size, scale, w, v, state):
     conclude_piece(state, center, offsets, w[:padded], v[:padded], scale)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
 def _share(unit, total, common, scale):
     return total * exp((unit - common) * scale) if total != 0 else 0.0
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@inner_function
+def copy(state, other):
+    """Set another state to this one."""
+    for i in range(STATE):  # assigning a slice may raise an error, for which Numba allocates
+        other[i] = state[i]
+
+
+@inner_function
+def largest(states, column):
+    """Return the largest number of a column; NaN where there is one."""
+    most = -np.inf
+    for i in range(len(states)):
+        number = states[i, column]
+        most = number if number > most or np.isnan(number) else most
+    return most
+
+
+@inner_function
 def merge(states, scale, state):
     """Merge states to one; the sums that they hold are changed."""
-    most_target, most_input = states[:, UNIT_TARGET].max(), states[:, UNIT_INPUT].max()
+    most_target, most_input = largest(states, UNIT_TARGET), largest(states, UNIT_INPUT)
     mass_target = mass_input = 0.0
     for i in range(len(states)):
         part = states[i]
