@@ -41,6 +41,11 @@ class Pair(NamedTuple):
         return len(self.chunks)
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """All axes of the broadcast result."""
+        return tuple(range(self.ndim))
+
+    @property
     def masked(self) -> tuple[int, ...]:
         """The axes, counted from the last, along which `where` has more than one element."""
         sizes = () if self.where is None else self.where.shape
@@ -279,3 +284,10 @@ def _chunks_like(
 
 def _brief(chunks: Chunks) -> str:
     return "(" + ", ".join(f"{len(c)} x {max(c, default=0)}" for c in chunks) + ")"
+
+
+def axis_to_end(axis: int, array: da.Array) -> da.Array:
+    """Move an axis, counted from the last, to the end. Array expressions have no moveaxis."""
+    axes = list(range(array.ndim))
+    axes.append(axes.pop(axis))
+    return array if axis == -1 else array.transpose(axes)

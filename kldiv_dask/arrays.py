@@ -42,7 +42,7 @@ def as_array(name: str, operand: Any) -> Any:
 def is_stored(operand: Any) -> bool:
     """Whether something is read chunk by chunk, such as an array of zarr or h5py.
 
-    What takes part in NumPy's arithmetic, such as a labelled array, is in memory already.
+    What takes part in NumPy's arithmetic, such as a labeled array, is in memory already.
     """
     has_dtype = isinstance(getattr(operand, "dtype", None), np.dtype)
     return has_dtype and hasattr(operand, "shape") and not hasattr(operand, "__array_ufunc__")

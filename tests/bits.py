@@ -22,7 +22,7 @@ from tests.cases import (
 
 FLOATS = (*cases.FLOATS, "bfloat16")
 REDUCED = ("sum", "mean", "batchmean")
-SORTS = ("usual", "wide", "cancelling", "subnormal", "infinite", "masked", "special")
+SORTS = ("usual", "wide", "canceling", "subnormal", "infinite", "masked", "special")
 
 
 def operands(
@@ -43,7 +43,7 @@ def operands(
     match sort:
         case "wide":
             x = wide(x.size).reshape(x.shape)
-        case "cancelling":
+        case "canceling":
             half = wide(x.size // 2)
             values = np.concatenate([half, -half, np.zeros(x.size % 2, dtype)])
             x, t = rng.permutation(values).reshape(x.shape), certain

@@ -89,7 +89,7 @@ def special_grid(dtype: npt.DTypeLike) -> tuple[Array, Array]:
     return x.ravel(), t.ravel()
 
 
-def cancelling(
+def canceling(
     rng: np.random.Generator, size: int, dtype: npt.DTypeLike, log_target: bool
 ) -> tuple[Array, Array]:
     """An (input, target) pair whose terms span nearly the whole type and sum to exactly zero.

@@ -8,7 +8,7 @@ f4 = np.float32
 
 
 def encode(logits, nats=16):
-    """Quantise the logits of one position; return its scale, its minimum and its codes.
+    """Quantize the logits of one position; return its scale, its minimum and its codes.
 
     The floor is 16 nats below the largest, or 24 in ik_llama.cpp.
     """

@@ -36,11 +36,11 @@ def measure(
             x = np.log(x)
         if kind == "logits":
             x, t = (a / temperature for a in (x, t))
-            log_q, log_p = normalised(x), normalised(t)
+            log_q, log_p = normalized(x), normalized(t)
         else:
             log_q, log_p = x, t
         kl, reverse = divergence(log_p, log_q), divergence(log_q, log_p)
-        jensen = jensen_shannon(normalised(log_p), normalised(log_q))
+        jensen = jensen_shannon(normalized(log_p), normalized(log_q))
     ordered = ~(np.isnan(x).any(axis=-1) | np.isnan(t).any(axis=-1))
     agrees = ordered & (x.argmax(axis=-1) == t.argmax(axis=-1))
     nll_input = nll_target = change = None
@@ -51,7 +51,7 @@ def measure(
     return Measured(kl, reverse, jensen, agrees, nll_input, nll_target, change)
 
 
-def normalised(logits: Any) -> Any:
+def normalized(logits: Any) -> Any:
     """Return logarithms of probabilities that sum to 1."""
     return logits - logsumexp(logits, axis=-1, keepdims=True)
 
@@ -91,7 +91,7 @@ def statistics(
     measured: Measured,
     taken: npt.NDArray[np.bool_],
     sequences: npt.NDArray[np.int64],
-    labelled: npt.NDArray[np.bool_] | None = None,
+    labeled: npt.NDArray[np.bool_] | None = None,
     probabilities: Any = (),
 ) -> dict[str, Any]:
     """Return the statistics of the positions that are taken, under the names of the library."""
@@ -138,8 +138,8 @@ def statistics(
             "jensen_shannon": finite_mean(measured.jensen_shannon[taken]),
         },
     }
-    if labelled is not None:
-        found["labels"] = label_statistics(measured, taken & labelled, probabilities)
+    if labeled is not None:
+        found["labels"] = label_statistics(measured, taken & labeled, probabilities)
     return found
 
 

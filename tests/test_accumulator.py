@@ -14,7 +14,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from kldiv_dask import KLDivergence, kl_div, kl_div_with_logits, partial
+from kldiv_dask import KLDivergence, kl_div, kl_div_with_logits, partial_sum
 from tests.bits import FLOATS, assert_same_bits
 from tests.cases import (
     Array,
@@ -351,7 +351,7 @@ def test_merging_leaves_the_others_as_they_were() -> None:
 
 STATE = filled("logits", (X, T)).state_dict()
 NUMBERS = STATE["partial"]
-PARTIAL = f"the state's partial is not a list of {partial.SIZE} integers"
+PARTIAL = f"the state's partial is not a list of {partial_sum.SIZE} integers"
 
 
 def replaced(index: int, number: Any) -> list[Any]:
@@ -363,12 +363,12 @@ STATES: list[tuple[type[Exception], str, Any]] = [
     *((ValueError, f"the state must be of version 2, got {version!r}",
        {**STATE, "version": version}) for version in (0, 1, "2", None)),
     *((ValueError, PARTIAL, {**STATE, "partial": numbers}) for numbers in (
-        None, {}, "0" * partial.SIZE, [], NUMBERS[1:], [*NUMBERS, 0], list(map(float, NUMBERS)),
+        None, {}, "0" * partial_sum.SIZE, [], NUMBERS[1:], [*NUMBERS, 0], list(map(float, NUMBERS)),
         list(map(str, NUMBERS)), *(replaced(3, n) for n in (0.0, True, None, "0", 2**63, -(2**64))),
     )),
     # What no sum has: a limb that is not canonical, and fewer than no elements.
     *((ValueError, "the state's partial", {**STATE, "partial": replaced(i, n)})
-      for i, n in ((3, 2**32), (3, -1), (partial.NUMEL, -1), (partial.ROWS, -1))),
+      for i, n in ((3, 2**32), (3, -1), (partial_sum.NUMEL, -1), (partial_sum.ROWS, -1))),
     *((ValueError, "the state's types", {**STATE, "types": types}) for types in
       (5, "float32", [], ["float32"], ["int32", "float32"], ["a", "b"], ["float32"] * 3, [1, 2])),
     *((category, "the state", state) for category, state in

@@ -11,10 +11,10 @@ import pytest
 from distributed import Client
 from numpy.exceptions import AxisError
 
-from kldiv_dask import kl_div, partial
+from kldiv_dask import kl_div, partial_sum
 from kldiv_dask.graph import blocks, tree
 from kldiv_dask.kernels.pointwise import Term
-from kldiv_dask.kernels.rows import RowSums
+from kldiv_dask.kernels.pointwise_rows import RowSums
 from tests import reference
 from tests.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
 from tests.cases import Array, Shape, all_chunkings, dtype_of, slow_unless
@@ -180,9 +180,9 @@ def test_nothing(shape: Shape, axis: Any, keepdims: bool) -> None:
 def test_means_divide_by_what_they_are_means_of() -> None:
     """And round once, also where the divisor needs more than 31 bits."""
     few, numel = 3, 2**31 + 8
-    parts = partial.zero((few,))
-    parts[:, 40], parts[:, partial.NUMEL] = [1, 5, 2**31 + 8], numel
-    got = partial.quotients(parts, parts[:, partial.NUMEL], np.dtype("f8"))
+    parts = partial_sum.zero((few,))
+    parts[:, 40], parts[:, partial_sum.NUMEL] = [1, 5, 2**31 + 8], numel
+    got = partial_sum.quotients(parts, parts[:, partial_sum.NUMEL], np.dtype("f8"))
     unit = 2.0 ** (32 * 40 - 1074)
     assert got.tolist() == [unit / numel, 5 * unit / numel, unit]
 
@@ -275,12 +275,12 @@ def test_stages_are_named() -> None:
 
 @pytest.mark.parametrize(("outputs", "merged"), [(100, 32), (10_000, 11), (200_000, 2)])
 def test_merges_of_many_outputs_stay_small(outputs: int, merged: int) -> None:
-    parts = da.zeros((64, outputs, partial.SIZE), chunks=(1, -1, -1), dtype=np.int64)
+    parts = da.zeros((64, outputs, partial_sum.SIZE), chunks=(1, -1, -1), dtype=np.int64)
     graph = tree.merged(parts, None, (0,)).__dask_graph__()
     firsts = -(-64 // merged)
     named = [key for key in graph if str(key).startswith("('kl-div-merge-partial")]
     assert sum(1 for key in named) >= firsts > len(named) / 2
-    block = outputs * partial.SIZE * 8
+    block = outputs * partial_sum.SIZE * 8
     assert merged == 2 or merged * block <= 2**26 < (merged + 1) * block or merged == 32
 
 

@@ -81,12 +81,12 @@ def test_the_data_are_as_bad_as_they_should_be(dtype: str, log_target: bool) -> 
         for zero_safe in (False, True)
     )
     totals = {sort: reference.exact_sum(terms[sort]) for sort in SORTS}
-    for sort in ("usual", "wide", "cancelling", "subnormal"):
+    for sort in ("usual", "wide", "canceling", "subnormal"):
         assert np.isfinite(terms[sort]).all()
     if dtype != "float16":  # a sum of those is exact in float64
         assert np.sum(terms["wide"]) != totals["wide"].exact
-    assert totals["cancelling"].exact == 0
-    sizes = np.abs(terms["cancelling"][terms["cancelling"] != 0])
+    assert totals["canceling"].exact == 0
+    sizes = np.abs(terms["canceling"][terms["canceling"] != 0])
     decades = {"float16": 8, "bfloat16": 73, "float32": 73, "float64": 598}[dtype]
     assert math.log10(sizes.max()) - math.log10(sizes.min()) > decades
     assert np.abs(terms["subnormal"]).max() < reference.finfo(dtype_of(dtype)).smallest_normal

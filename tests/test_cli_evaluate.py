@@ -17,7 +17,7 @@ import zarr
 from scipy import special
 
 from kldiv_dask import Evaluation, evaluate, open_array
-from kldiv_dask.evaluation import doubts
+from kldiv_dask.statistics import doubts
 from tests import commands, llama_base
 from tests.commands import at_terminal
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kldiv_dask
-from kldiv_dask.kernels import compiled
+from kldiv_dask.kernels import jit
 
 PACKAGE = Path(kldiv_dask.__file__).parent
 
@@ -123,22 +123,22 @@ def test_processes_that_start_at_once(installed):
 
 def test_threads_share_one_compilation(monkeypatch):
     count = 0
-    compile_once = compiled._compile
+    compile_once = jit._compile
 
     def counting(*args):
         nonlocal count
         count += 1
         return compile_once(*args)
 
-    monkeypatch.setattr(compiled, "_compile", counting)
-    monkeypatch.setattr(compiled, "_kernels", {})
+    monkeypatch.setattr(jit, "_compile", counting)
+    monkeypatch.setattr(jit, "_kernels", {})
     signature = (numba.float64[::1],)
     kernels = []
     barrier = threading.Barrier(8)
 
     def ask():
         barrier.wait()
-        kernels.append(compiled.compiled(add_one, signature))
+        kernels.append(jit.compiled(add_one, signature))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -158,20 +158,20 @@ def add_one(values):
 
 
 def test_kernels_count_no_references(monkeypatch):
-    from kldiv_dask.kernels import softmax
+    from kldiv_dask.kernels import softmax_kl
 
     made = []
 
     def uncached(function, signature, *, cache):
-        kernel = numba.njit(**compiled._OPTIONS)(function)
+        kernel = numba.njit(**jit._OPTIONS)(function)
         kernel.compile(signature)
         made.append(kernel)
         return kernel
 
-    monkeypatch.setattr(compiled, "_jit", uncached)
-    monkeypatch.setattr(compiled, "_kernels", {})
+    monkeypatch.setattr(jit, "_jit", uncached)
+    monkeypatch.setattr(jit, "_kernels", {})
     logits = np.zeros((1, 2), np.float32)
-    assert softmax.block_divergences(logits, logits, None, np.dtype(np.float32), 1.0)[0] == 0
+    assert softmax_kl.block_divergences(logits, logits, None, np.dtype(np.float32), 1.0)[0] == 0
     for kernel in made:
         for text in kernel.inspect_asm().values():
             assert "NRT_incref" not in text

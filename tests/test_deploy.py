@@ -20,7 +20,7 @@ import pytest
 import yaml
 from distributed import LocalCluster, Security
 
-from kldiv_dask.cluster import connect
+from kldiv_dask.cli.cluster import connect
 from tests.deploy_files import (
     DEPLOY,
     PLATFORMS,

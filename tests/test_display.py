@@ -98,7 +98,7 @@ def stage_names():
 
 def test_no_name_is_taken_for_a_hash():
     names = set(stage_names())
-    assert names > {"kl-div-block", "kl-div-merge", "kl-div-finalised", "kl-div-read"}
+    assert names > {"kl-div-block", "kl-div-merge", "kl-div-finalized", "kl-div-read"}
     for name in names - {"kl-div"}:
         assert key_split(f"{name}-{'0123456789abcdef' * 2}") == name
 
@@ -125,7 +125,7 @@ JOBS = {
 }
 
 # What a task may be called: after the stages that are fused in it, and after what Dask adds.
-STAGE = "(kl-div-(block|terms|read|rows(-partial|-aggregate)?|merge-(partial|aggregate)|finalised))"
+STAGE = "(kl-div-(block|terms|read|rows(-partial|-aggregate)?|merge-(partial|aggregate)|finalized))"
 NAME = re.compile(rf"{STAGE}(-{STAGE})*")
 OF_DASK = {"array", "array-kl-div-block", "finalize-hlgfinalizecompute", "fromarray"}
 # A graph of an evaluation takes a part of all pairs of chunks.
@@ -133,13 +133,13 @@ OF_DASK |= {"getitem-kl-div-block", "array-getitem-kl-div-block"}
 OF_DASK |= {"rechunk-merge"} if EXPRESSIONS else set()
 
 STAGES = {
-    "kl_div": ["block", "merge", "finalised"],
+    "kl_div": ["block", "merge", "finalized"],
     "terms": ["terms"],
-    "axis": ["block", "finalised"],
-    "where": ["block", "merge", "rows", "finalised"],
-    "logits": ["block", "merge", "finalised"],
-    "logits-none": ["block", "finalised"],
-    "summary": ["block", "merge", "finalised"],
+    "axis": ["block", "finalized"],
+    "where": ["block", "merge", "rows", "finalized"],
+    "logits": ["block", "merge", "finalized"],
+    "logits-none": ["block", "finalized"],
+    "summary": ["block", "merge", "finalized"],
     "evaluate": ["block", "merge"],
 }
 

@@ -83,13 +83,13 @@ def arguments(name, dtype, count):
     if name.startswith("exp"):
         lowest, highest = (info.minexp - info.nmant - 1) * log2, info.maxexp * log2
         interesting = np.random.default_rng(3).uniform(lowest - 1, highest + 1, count)
-        centres = [lowest, lowest + log2, info.minexp * log2, -1, -log2 / 2, log2 / 2, highest]
+        centers = [lowest, lowest + log2, info.minexp * log2, -1, -log2 / 2, log2 / 2, highest]
     else:
         interesting = np.random.default_rng(3).uniform(0, 2, count)
         start = float(derivation.START)
-        centres = [info.smallest_normal, start / 2, start, 1, 2 * start, 4 * start, info.max]
+        centers = [info.smallest_normal, start / 2, start, 1, 2 * start, 4 * start, info.max]
     pieces = [stratified(dtype, count), interesting.astype(dtype), specials(dtype)]
-    return np.concatenate(pieces + [near(centre, dtype) for centre in centres])
+    return np.concatenate(pieces + [near(center, dtype) for center in centers])
 
 
 def usable(name, x):
@@ -283,7 +283,7 @@ def terms(name, dtype):
 @by_dtype
 @by_name
 @pytest.mark.parametrize("make", [plain, terms])
-def test_loops_are_vectorised(make, name, dtype):
+def test_loops_are_vectorized(make, name, dtype):
     run = make(name, dtype)
     arrays = (numba.typeof(np.ones(1, dtype)),) * len(inspect.signature(run.py_func).parameters)
     run.compile(arrays)

@@ -13,10 +13,10 @@ import pytest
 
 from kldiv_dask import EvaluationError, EvaluationWarning, evaluate, kl_div_with_logits
 from kldiv_dask.evaluation.checkpoint import packed
-from kldiv_dask.evaluation.statistics import PROBABILITIES
 from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
 from kldiv_dask.statistics.sketch import RELATIVE_ERROR
 from kldiv_dask.statistics.state import merge
+from kldiv_dask.statistics.summarize import PROBABILITIES
 from tests import reference_evaluation as twin
 from tests.cases import slow_unless
 
@@ -120,11 +120,11 @@ def sequences_of(shape, axis):
 def expected_of(input, target, shape, *, where=None, labels=None, cluster_axis=0, **options):
     measured = twin.measure(input, target, labels=labels, **options)
     taken = np.ones(shape, bool) if where is None else where
-    labelled = None if labels is None else labels != -100
+    labeled = None if labels is None else labels != -100
     sequences = sequences_of(shape, cluster_axis)
 
     def of(chosen):
-        return twin.statistics(measured, chosen, sequences, labelled, PROBABILITIES)
+        return twin.statistics(measured, chosen, sequences, labeled, PROBABILITIES)
 
     return of, taken, measured
 
@@ -280,9 +280,9 @@ def test_masses_are_checked():
     found = run(input, target, kind="log_probs_and_probs", groups=np.arange(30) // 10)
     of, taken, _ = expected_of(input, target, (30,), kind="log_probs_and_probs")
     check(found.overall, of(taken), 1e-11)
-    counts = [one.checks["target_not_normalised"] for one in found.groups.values()]
+    counts = [one.checks["target_not_normalized"] for one in found.groups.values()]
     assert counts == [1, 1, 0]
-    ours, theirs = (found.checks[f"{name}_not_normalised"] for name in ("input", "target"))
+    ours, theirs = (found.checks[f"{name}_not_normalized"] for name in ("input", "target"))
     assert (ours["count"], ours["first"]) == (1, [[7]])
     assert (theirs["count"], theirs["first"]) == (2, [[4], [11]])
     near(ours["largest_deviation"], -math.expm1(-0.25), 1e-9)
@@ -312,7 +312,7 @@ def test_one_position(cut):
     assert math.isnan(found.overall.standard_error)
 
 
-# Real data: what a text recogniser and its quantised twin say
+# Real data: what a text recognizer and its quantized twin say
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-6), ("float64", 1e-12)])
@@ -337,7 +337,7 @@ def test_real_log_probs():
     measured = twin.measure(*map(np.load, paths), kind="log_probs")
     near(found.overall.jensen_shannon, float(measured.jensen_shannon.mean()), 1e-7)
     near(found.overall.reverse_kl, float(measured.reverse_kl.mean()), 1e-9)
-    assert found.checks["target_not_normalised"]["count"] == 0
+    assert found.checks["target_not_normalized"]["count"] == 0
 
 
 # Bits

@@ -9,9 +9,9 @@ import pytest
 from scipy import special, stats
 
 from kldiv_dask import Evaluation, compare, evaluate
-from kldiv_dask.evaluation.intervals import clustered, interval, p_value
-from kldiv_dask.evaluation.statistics import PROBABILITIES
 from kldiv_dask.statistics import sketch, state
+from kldiv_dask.statistics.intervals import clustered, interval, p_value
+from kldiv_dask.statistics.summarize import PROBABILITIES
 from tests import reference_evaluation as twin
 from tests.test_evaluation import check_by_position, same_bits
 
@@ -154,7 +154,7 @@ def test_coverage(sequences):
 
 @pytest.mark.parametrize("sequences", [1024, 1025, 2500])
 def test_many_sequences(sequences):
-    """Runs of neighbours, all of one length but the last."""
+    """Runs of neighbors, all of one length but the last."""
     student, teacher = logits((sequences, 3))
     found = run(student, teacher).overall
     step = -(-sequences // 1024)
@@ -281,7 +281,7 @@ def test_compare_refuses_other_positions(excluded):
 # Evaluations of parts, and files
 
 
-def labelled(shape):
+def labeled(shape):
     r = rng(5, *shape)
     return {
         "labels": r.integers(0, 6, shape),
@@ -304,7 +304,7 @@ def test_merge(cut, cluster_axis):
     shape = (40, 9)
     student, teacher = logits(shape)
     student[22, 3] = np.nan
-    options = labelled(shape)
+    options = labeled(shape)
     whole = run(student, teacher, **options, cluster_axis=cluster_axis)
     first, second = parts_of(student, teacher, options, cut, cluster_axis=cluster_axis)
     merged = first.merge(second)
@@ -336,7 +336,7 @@ def test_merge_refuses():
 
 def test_save_and_load(tmp_path):
     student, teacher = logits((12, 5))
-    found = run(student, teacher, **labelled((12, 5)))
+    found = run(student, teacher, **labeled((12, 5)))
     found.save(tmp_path / "result")
     again = Evaluation.load(tmp_path / "result")
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
@@ -357,7 +357,7 @@ def test_json(tmp_path):
     student, teacher = logits((12, 5))
     student[3, 2, 1] = -np.inf
     student[5, 1] = np.nan
-    found = run(student, teacher, **labelled((12, 5)) | {"where": True})
+    found = run(student, teacher, **labeled((12, 5)) | {"where": True})
     text = found.to_json(tmp_path / "result.json")
     assert (tmp_path / "result.json").read_text() == f"{text}\n"
 

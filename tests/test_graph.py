@@ -68,8 +68,8 @@ def test_one_task_for_each_pair_of_stored_chunks(
         pair = open_pair(*paths, chunks=(2, 6))
     else:
         pair = tuple(da.from_zarr(path) for path in paths)
-    (optimised,) = dask.optimize(kl_div(*pair, reduction=reduction))
-    tasks = stages(optimised)
+    (optimized,) = dask.optimize(kl_div(*pair, reduction=reduction))
+    tasks = stages(optimized)
     assert tasks["kl-div-block"] == 32
     # and two for the tree and the end; from_zarr adds a key for each array
     assert tasks.total() == (34 if opener == "open_pair" else 36)
@@ -78,16 +78,16 @@ def test_one_task_for_each_pair_of_stored_chunks(
 @without_expressions
 def test_elementwise_is_one_task_for_each_pair_too(tmp_path: Path) -> None:
     x, t = open_pair(*stored_pair(tmp_path, (64, 6), (2, 6)), chunks=(2, 6))
-    (optimised,) = dask.optimize(kl_div(x.astype("f8"), t, reduction="none"))
-    assert stages(optimised) == {"kl-div-terms": 32}
+    (optimized,) = dask.optimize(kl_div(x.astype("f8"), t, reduction="none"))
+    assert stages(optimized) == {"kl-div-terms": 32}
 
 
 @without_expressions
 def test_ten_thousand_pairs(tmp_path: Path) -> None:
     x, t = open_pair(*stored_pair(tmp_path, (200, 200), (1, 4)), chunks=(1, 4))
     assert math.prod(x.numblocks) == 10_000
-    (optimised,) = dask.optimize(kl_div(x, t, reduction="sum"))
-    assert len(dict(optimised.__dask_graph__())) <= 1.05 * 10_000
+    (optimized,) = dask.optimize(kl_div(x, t, reduction="sum"))
+    assert len(dict(optimized.__dask_graph__())) <= 1.05 * 10_000
 
 
 def test_stages_are_named() -> None:
@@ -96,12 +96,12 @@ def test_stages_are_named() -> None:
         "kl-div-block": 400,  # a pass of Dask's reduction is fused into each
         "kl-div-merge-partial": 50 + 25 + 13 + 7 + 4 + 2,
         "kl-div-merge-aggregate": 1,
-        "kl-div-finalised": 1,
+        "kl-div-finalized": 1,
     }
     assert stages(kl_div(x, t, reduction="none")) - stages(x) - stages(t) == {"kl-div-terms": 200}
     x, t = random_pair((3,), -1)
     single = kl_div(x, t, reduction="mean")
-    assert stages(single) - stages(x) - stages(t) == {"kl-div-block": 1, "kl-div-finalised": 1}
+    assert stages(single) - stages(x) - stages(t) == {"kl-div-block": 1, "kl-div-finalized": 1}
 
 
 # Keys

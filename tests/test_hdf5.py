@@ -88,7 +88,7 @@ def test_indexing_the_opened_array(tmp_path, layout):
 
 
 @pytest.mark.parametrize("name", ["x.h5", "x.HDF5", "x.he5", "x.bin", "x"])
-def test_recognised_by_name_or_by_signature(tmp_path, name):
+def test_recognized_by_name_or_by_signature(tmp_path, name):
     assert bits(open_array(make(tmp_path / name)).compute()) == bits(VALUES)
 
 

@@ -8,7 +8,7 @@ import time
 import dask
 import pytest
 
-from kldiv_dask.cluster import connect
+from kldiv_dask.cli.cluster import connect
 from tests.commands import eventually, run
 from tests.faults import Data
 from tests.hosts import NAMES, Cluster, Hosts, ip, needs_hosts

@@ -77,7 +77,7 @@ def plain(values, dims, order):
     return values.transpose([dims.index(dim) for dim in order])
 
 
-# Results: bits, and what they are labelled with
+# Results: bits, and what they are labeled with
 
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)

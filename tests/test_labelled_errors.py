@@ -148,7 +148,7 @@ def test_names_that_come_twice_are_refused():
             call(twice, twice)
 
 
-def test_other_labelled_objects_are_refused():
+def test_other_labeled_objects_are_refused():
     dataset = BATCH.to_dataset(name="logits")
     text = "accepted is a DataArray: pick a variable, as dataset['logits'] does"
     for call in (kl_div, kl_div_with_logits, kl_div_summary, evaluate):

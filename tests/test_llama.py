@@ -74,7 +74,7 @@ def test_blocks_of_rows(path, monkeypatch, block):
     assert source[:, 3:].shape == (3, 0, 7)
 
 
-def test_quantised_as_llama_does(tmp_path):
+def test_quantized_as_llama_does(tmp_path):
     """The error of half a code, and the floor 16 below the maximum."""
     logits = RNG.standard_normal((1, 4, 1000)) * 8
     path = tmp_path / "base"
@@ -246,7 +246,7 @@ def test_near_the_truth(tmp_path, kind):
         assert found.provenance["generalized"].startswith("sum p log(p / q) - p + q")
         # Rows of such files are not called wrong for what the format does to them.
         for operand, name in (("input", "q"), ("target", "p")):
-            check = found.checks[f"{operand}_not_normalised"]
+            check = found.checks[f"{operand}_not_normalized"]
             assert check["count"] == 0
             tolerance = llama.open_source(str(tmp_path / name), None).tolerance
             # Of 32,000 classes no more can be raised than has been in half of the kinds.
@@ -283,7 +283,7 @@ def test_a_floor_of_24_nats_is_better(tmp_path, kind):
         assert found.overall.min > 0
         assert abs(found.mean - true) < 0.001 * true + 2e-7
         for operand in "input", "target":
-            assert found.checks[f"{operand}_not_normalised"]["count"] == 0
+            assert found.checks[f"{operand}_not_normalized"]["count"] == 0
 
 
 def test_labels_at_the_floor_are_counted(tmp_path):

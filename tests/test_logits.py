@@ -18,7 +18,7 @@ import pytest
 from distributed import Client
 
 from kldiv_dask import KLDivSummary, kl_div_with_logits, kl_div_with_logits_summary
-from kldiv_dask.kernels.softmax import block_divergences
+from kldiv_dask.kernels.softmax_kl import block_divergences
 from tests import reference
 from tests.bits import FLOATS, assert_same_bits
 from tests.cases import (

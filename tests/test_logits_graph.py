@@ -195,9 +195,9 @@ def test_one_task_for_each_pair_of_chunks(reduction: str, more: int) -> None:
     """And two for the tree and the end, or for 'none' another name of each result."""
     sources = (Counting(np.full((64, 6), value)) for value in (0.0, 1.0))
     pair = (da.from_array(source, (2, 6), inline_array=True) for source in sources)
-    (optimised,) = dask.optimize(kl_div_with_logits(*pair, reduction=reduction))
-    assert sum(n for name, n in stages(optimised).items() if name.startswith("kl-div-block")) == 32
-    assert stages(optimised).total() == 32 + more
+    (optimized,) = dask.optimize(kl_div_with_logits(*pair, reduction=reduction))
+    assert sum(n for name, n in stages(optimized).items() if name.startswith("kl-div-block")) == 32
+    assert stages(optimized).total() == 32 + more
 
 
 @pytest.mark.parametrize("chunks", [(12, 6), (3, 6), (3, 2), (1, 1)])

@@ -69,11 +69,11 @@ def in_zarr(values: Array, folder: Path) -> Any:
     return zarr.create_array(f"{mkdtemp(dir=folder)}/a.zarr", data=values)
 
 
-def labelled(values: Array, _: Path) -> Any:
+def labeled(values: Array, _: Path) -> Any:
     return pytest.importorskip("xarray").DataArray(values)
 
 
-def labelled_lazy(values: Array, _: Path) -> Any:
+def labeled_lazy(values: Array, _: Path) -> Any:
     return pytest.importorskip("xarray").DataArray(da.from_array(values, chunks=(2, 3)))
 
 
@@ -82,8 +82,8 @@ OPERANDS: dict[str, Callable[[Array, Path], Any]] = {
     "sliceable": lambda values, _: Sliceable(values),
     "h5py": in_hdf5,
     "zarr": in_zarr,
-    "xarray": labelled,
-    "xarray of dask": labelled_lazy,
+    "xarray": labeled,
+    "xarray of dask": labeled_lazy,
     "dask": lambda values, _: da.from_array(values, chunks=(2, 3)),
 }
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.kernels import exact_sum
 from kldiv_dask.kernels.exact_sum import LIMBS, MAX_ADDITIONS, STATE
-from kldiv_dask.kernels.machine import tile_length
+from kldiv_dask.kernels.llvm_hints import tile_length
 from tests import reference
 from tests.bits import assert_same_bits
 from tests.cases import FLOATS, dtype_of
@@ -35,10 +35,10 @@ floats = st.one_of(
 
 def partial_of(values: list[float]) -> Partial:
     """The canonical partial of a few floats, added one by one."""
-    state = partial.zero()
+    state = partial_sum.zero()
     for value in values:
         exact_sum.add(state, np.float64(value))
-    state[partial.NUMEL] = len(values)
+    state[partial_sum.NUMEL] = len(values)
     exact_sum.carry(state)
     return state
 
@@ -53,11 +53,11 @@ def assert_canonical(state: Partial) -> None:
 
 
 def merged(rng: Any, parts: list[Partial]) -> Partial:
-    """Merge neighbours chosen at random, two to five at a time, until one is left."""
+    """Merge neighbors chosen at random, two to five at a time, until one is left."""
     while len(parts) > 1:
         start = rng.randrange(len(parts) - 1)
         group = slice(start, start + rng.randint(2, 5))
-        parts[group] = [partial.merge(np.stack(parts[group]), axis=(0,))]
+        parts[group] = [partial_sum.merge(np.stack(parts[group]), axis=(0,))]
     return parts[0]
 
 
@@ -69,7 +69,7 @@ def merged(rng: Any, parts: list[Partial]) -> Partial:
 def test_any_order_and_grouping_give_the_same_vector(values: list[float], rng: Any) -> None:
     whole = partial_of(values)
     total = reference.exact_sum(np.array(values))
-    sums = partial.total(whole)
+    sums = partial_sum.total(whole)
     assert Fraction(sums.units, 2**1074) == total.exact
     assert sums[1:5] == total[1:]
     assert_canonical(whole)
@@ -88,10 +88,10 @@ def test_a_tile_is_as_good_as_its_elements(values: list[float], dtype: Any) -> N
     terms = np.zeros(tile_length(np.dtype(dtype)), dtype)
     with np.errstate(over="ignore"):
         terms[: len(values)] = np.array(values).astype(dtype)
-    state = partial.zero()
+    state = partial_sum.zero()
     exact_sum.add_tile(state, terms, np.empty(terms.size))
     exact_sum.carry(state)
-    state[partial.NUMEL] = terms.size
+    state[partial_sum.NUMEL] = terms.size
     assert np.array_equal(state, partial_of(terms.tolist()))
 
 
@@ -104,10 +104,10 @@ def test_a_tile_is_exact_at_every_distance(dtype: Any, top: int) -> None:
         terms = np.zeros(tile_length(np.dtype(dtype)), dtype)
         terms[:2] = dtype(2.0**top), np.ldexp(one_more, top - distance)
         assert terms[1] > 0
-        state = partial.zero()
+        state = partial_sum.zero()
         exact_sum.add_tile(state, terms, np.empty(terms.size))
         exact_sum.carry(state)
-        state[partial.NUMEL] = terms.size
+        state[partial_sum.NUMEL] = terms.size
         assert np.array_equal(state, partial_of(terms.tolist())), distance
 
 
@@ -125,18 +125,18 @@ def test_merging_along_any_axes() -> None:
     shape = (2, 3, 4)
     values = np.ldexp(rng.uniform(-1, 1, shape), rng.integers(-1000, 1000, shape))
     parts = np.stack([partial_of([value]) for value in values.ravel().tolist()])
-    parts = parts.reshape(*shape, partial.SIZE)
+    parts = parts.reshape(*shape, partial_sum.SIZE)
     before = parts.copy()
     for axes in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2), ()):
         for keepdims in (False, True):
-            got = partial.merge(parts, axes, keepdims)
+            got = partial_sum.merge(parts, axes, keepdims)
             slots = values.sum(axis=axes, keepdims=keepdims).shape
-            assert got.shape == (*slots, partial.SIZE)
+            assert got.shape == (*slots, partial_sum.SIZE)
             first = values[tuple(slice(None) if i in axes else 0 for i in range(3))]
             assert np.array_equal(
-                got.reshape(-1, partial.SIZE)[0], partial_of(first.ravel().tolist())
+                got.reshape(-1, partial_sum.SIZE)[0], partial_of(first.ravel().tolist())
             )
-            again = partial.merge(got, tuple(range(got.ndim - 1)))
+            again = partial_sum.merge(got, tuple(range(got.ndim - 1)))
             assert np.array_equal(again, partial_of(values.ravel().tolist()))
     assert np.array_equal(parts, before)
 
@@ -154,7 +154,7 @@ def test_carry_is_canonical_and_keeps_the_sum(limbs: list[int]) -> None:
     assert_canonical(carried)
     assert integer(carried) == integer(state)
     assert carried[LIMBS:].tolist() == [1, 2, 3, 4, 5]
-    assert partial.total(carried) == (integer(state), 1, 2, 3, 4, 5)
+    assert partial_sum.total(carried) == (integer(state), 1, 2, 3, 4, 5)
 
     once_more = carried.copy()
     exact_sum.carry(once_more)
@@ -169,7 +169,7 @@ EXTREMES = [2**62 - 1, -(2**62) + 1, 2**53 - 1, -(2**53) + 1, 2**32, -1, 1]
 
 @given(st.one_of(st.integers(-(2**62) + 1, 2**62 - 1), st.sampled_from(EXTREMES)), POSITIONS)
 def test_an_addition_is_exact_and_leaves_headroom_for_more(value: int, position: int) -> None:
-    state = partial.zero()
+    state = partial_sum.zero()
     exact_sum.add_scaled(state, value, position)
     assert integer(state) == value << position
     # Adding a number n times leaves n times the limbs, and they must fit beside a canonical one.
@@ -185,20 +185,20 @@ def test_an_addition_is_exact_and_leaves_headroom_for_more(value: int, position:
 def test_two_to_the_64_equal_terms(value: float) -> None:
     state = partial_of([value])
     for _ in range(64):
-        state = partial.merge(np.stack([state, state]), axis=(0,))
-    sums = partial.total(state)._replace(numel=2**64)  # the count itself stops short of it
+        state = partial_sum.merge(np.stack([state, state]), axis=(0,))
+    sums = partial_sum.total(state)._replace(numel=2**64)  # the count itself stops short of it
     assert sums.units == int(Fraction(value) * 2**1138)
-    assert partial.quotient(sums, sums.numel, np.dtype(float)) == value
-    undone = partial.merge(np.stack([state, *[partial_of([-value])] * 3]), axis=(0,))
-    assert partial.total(undone).units == int(Fraction(value) * (2**1138 - 3 * 2**1074))
+    assert partial_sum.quotient(sums, sums.numel, np.dtype(float)) == value
+    undone = partial_sum.merge(np.stack([state, *[partial_of([-value])] * 3]), axis=(0,))
+    assert partial_sum.total(undone).units == int(Fraction(value) * (2**1138 - 3 * 2**1074))
 
 
 def test_many_full_partials_are_merged_at_once() -> None:
-    full = np.full(partial.SIZE, 2**32 - 1, dtype=np.int64)
+    full = np.full(partial_sum.SIZE, 2**32 - 1, dtype=np.int64)
     full[LIMBS - 1] = -(2**20)
-    many = partial.merge(np.broadcast_to(full, (200_000, partial.SIZE)), axis=(0,))
+    many = partial_sum.merge(np.broadcast_to(full, (200_000, partial_sum.SIZE)), axis=(0,))
     assert_canonical(many)
-    assert partial.total(many) == tuple(200_000 * value for value in partial.total(full))
+    assert partial_sum.total(many) == tuple(200_000 * value for value in partial_sum.total(full))
 
 
 # Rounding
@@ -211,9 +211,9 @@ def test_what_is_not_finite(dtype: str) -> None:
         ([inf, 1.0, -MAX], inf), ([-inf, MAX], -inf), ([inf, -inf], nan), ([nan, inf], nan),
         ([nan, 1.0], nan), ([], 0.0), ([-0.0], 0.0), ([1e-300, -1e-300], 0.0),
     ]:  # fmt: skip
-        sums = partial.total(partial_of(values))
-        assert_same_bits(partial.quotient(sums, 1, np.dtype(dtype)), np.array(wanted, dtype))
-        assert np.isnan(partial.quotient(sums, 0, np.dtype(dtype)))
+        sums = partial_sum.total(partial_of(values))
+        assert_same_bits(partial_sum.quotient(sums, 1, np.dtype(dtype)), np.array(wanted, dtype))
+        assert np.isnan(partial_sum.quotient(sums, 0, np.dtype(dtype)))
 
 
 NAMES = [*FLOATS, "bfloat16"]
@@ -228,7 +228,7 @@ ratios = st.builds(
 
 def assert_rounded(value: Fraction, name: str) -> None:
     dtype = dtype_of(name)
-    got = partial.round_ratio(value.numerator, value.denominator, dtype)
+    got = partial_sum.round_ratio(value.numerator, value.denominator, dtype)
     assert_same_bits(got, reference.round_fraction(value, dtype), value)
 
 
@@ -263,7 +263,7 @@ def test_halfway_and_a_hair_beside_it(name: str, pattern: int, hair: int, negati
 
 def limbs_of(units: int) -> Partial:
     """The canonical partial of a sum, in units of 2**-1074."""
-    state = partial.zero()
+    state = partial_sum.zero()
     state[: LIMBS - 1] = [(units >> 32 * i) & 0xFFFFFFFF for i in range(LIMBS - 1)]
     state[LIMBS - 1] = units >> 32 * (LIMBS - 1)
     return state
@@ -273,9 +273,9 @@ def assert_quotients(sums: list[int], divisors: list[int]) -> None:
     """Those of many are those of one by one, in every type."""
     states = np.stack([limbs_of(units) for units in sums])
     for name in NAMES:
-        got = partial.quotients(states, np.array(divisors), dtype_of(name))
+        got = partial_sum.quotients(states, np.array(divisors), dtype_of(name))
         one_by_one = [
-            partial.quotient(partial.total(state), divisor, dtype_of(name))
+            partial_sum.quotient(partial_sum.total(state), divisor, dtype_of(name))
             for state, divisor in zip(states, divisors, strict=True)
         ]
         assert_same_bits(got, np.array(one_by_one, dtype_of(name)), name)
@@ -319,8 +319,8 @@ def test_many_that_are_not_finite() -> None:
     states[:, [exact_sum.NAN, exact_sum.POSINF, exact_sum.NEGINF]] = counts * 3
     for divisor, name in itertools.product((0, 2), NAMES):
         dtype = dtype_of(name)
-        got = partial.quotients(states, np.full(len(states), divisor), dtype)
-        one_by_one = [partial.quotient(partial.total(s), divisor, dtype) for s in states]
+        got = partial_sum.quotients(states, np.full(len(states), divisor), dtype)
+        one_by_one = [partial_sum.quotient(partial_sum.total(s), divisor, dtype) for s in states]
         assert_same_bits(got, np.array(one_by_one, dtype))
         if divisor:
             assert {-np.inf, -2.5, 0, 2.5, np.inf} < set(got.tolist())

@@ -25,14 +25,14 @@ OPERANDS = {"input": -1.0, "target": 0.5}
 
 
 def drawn():
-    """The divergence of 4 pairs of chunks, optimised, but with a name for each of its stages."""
+    """The divergence of 4 pairs of chunks, optimized, but with a name for each of its stages."""
     pair = [
         da.from_array(np.full((8, 3), value), chunks=(2, 3), name=name)
         for name, value in OPERANDS.items()
     ]
     with dask.config.set({"optimization.fuse.active": False}):
-        (optimised,) = dask.optimize(kl_div(*pair, reduction="batchmean"))
-    return dict(sorted(dict(optimised.__dask_graph__()).items()))
+        (optimized,) = dask.optimize(kl_div(*pair, reduction="batchmean"))
+    return dict(sorted(dict(optimized.__dask_graph__()).items()))
 
 
 def draw(path):
@@ -70,7 +70,7 @@ def test_the_picture_is_of_the_graph():
     assert labels(PICTURE) == sorted(map(key_split, tasks))
     edges = sum(len(get_dependencies(tasks, key)) for key in tasks)
     assert PICTURE.read_text().count('class="edge"') == edges
-    assert set(labels(PICTURE)) > {"kl-div-block", "kl-div-merge-aggregate", "kl-div-finalised"}
+    assert set(labels(PICTURE)) > {"kl-div-block", "kl-div-merge-aggregate", "kl-div-finalized"}
 
 
 def test_the_picture_is_small_and_white():

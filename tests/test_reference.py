@@ -54,7 +54,7 @@ def test_rounding_once_differs_from_rounding_twice() -> None:
 @pytest.mark.parametrize("log_target", [False, True])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_sums_are_exact(dtype: str, log_target: bool) -> None:
-    x, t = cases.cancelling(np.random.default_rng(3), 200, dtype, log_target)
+    x, t = cases.canceling(np.random.default_rng(3), 200, dtype, log_target)
     terms = reference.pointwise(x, t, log_target)
     assert np.array_equal(terms, -x)
     total = reference.exact_sum(terms)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from kldiv_dask import Evaluation, evaluate
-from kldiv_dask.evaluation import figures, report, wording
-from kldiv_dask.evaluation.shown import CLUSTERED
+from kldiv_dask.report import plots, render, tables
+from kldiv_dask.report.wording import CLUSTERED
 
 NAN = math.nan
 PROBABILITIES = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
@@ -191,7 +191,7 @@ def columns(line: str) -> int:
     ],
 )
 def test_number(value: Any, expected: str) -> None:
-    assert wording.number(value) == expected
+    assert tables.number(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -210,36 +210,36 @@ def test_number(value: Any, expected: str) -> None:
     ],
 )
 def test_plus_minus(value: float, half: float, expected: str) -> None:
-    assert wording.plus_minus(value, half) == expected
+    assert tables.plus_minus(value, half) == expected
 
 
 def test_headline_names_its_interval() -> None:
     one = statistics(mean=0.026821, confidence_interval_clustered=[0.021151, 0.032491])
     expected = "mean KL 0.02682 ± 0.00567 nats (95 % confidence, clustered by 16 sequences)"
-    assert wording.headline(evaluation(overall=one)) == expected
+    assert tables.headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval_clustered": [NAN, NAN], "confidence_interval": [0.02, 0.04]}
     expected = "mean KL 0.02682 ± 0.01000 nats (95 % confidence, if positions "
     expected += "are independent, which neighbors seldom are)"
-    assert wording.headline(evaluation(overall=one)) == expected
+    assert tables.headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval": [NAN, NAN]}
-    assert wording.headline(evaluation(overall=one)) == "mean KL 0.02682 nats"
+    assert tables.headline(evaluation(overall=one)) == "mean KL 0.02682 nats"
     one |= {"mean": math.inf, "infinite": 3}
     expected = "mean KL 0.2032 nats over 637 finite positions; 3 are infinite"
-    assert wording.headline(evaluation(overall=one)) == expected
+    assert tables.headline(evaluation(overall=one)) == expected
     one |= {"mean_of_finite": NAN, "infinite": 640}
     expected = "mean KL ∞ nats over 640 positions, none of them finite; 640 are infinite"
-    assert wording.headline(evaluation(overall=one)) == expected
+    assert tables.headline(evaluation(overall=one)) == expected
 
 
 def test_text_fits_a_terminal(any_report: dict[str, Any]) -> None:
-    lines = report.text(any_report).split("\n")
-    assert " ".join(lines).startswith(wording.headline(any_report))
+    lines = render.text(any_report).split("\n")
+    assert " ".join(lines).startswith(tables.headline(any_report))
     assert max(map(columns, lines)) <= 100
     assert all(line.isprintable() and line == line.rstrip() for line in lines)
 
 
 def test_columns_are_aligned_also_under_chinese_names() -> None:
-    lines = report.text(evaluation(names=HOSTILE)).split("\n")
+    lines = render.text(evaluation(names=HOSTILE)).split("\n")
     start = lines.index("Groups") + 1
     table = lines[start : start + 1 + len(HOSTILE)]
     assert len({columns(line) for line in table}) == 1
@@ -249,55 +249,55 @@ def test_columns_are_aligned_also_under_chinese_names() -> None:
 def test_groups_are_sorted_and_cut() -> None:
     whole = evaluation(names=[f"group{i}" for i in range(200)])
     whole["groups"][5]["mean"], whole["groups"][6]["mean"] = NAN, math.inf
-    names = re.findall(r"^  (group\d+)", report.text(whole), re.M)
+    names = re.findall(r"^  (group\d+)", render.text(whole), re.M)
     assert names == ["group5", "group6", *(f"group{i}" for i in range(199, 181, -1))]
-    assert "and 180 more" in report.text(whole)
-    assert "and 160 more" in report.page(whole)
+    assert "and 180 more" in render.text(whole)
+    assert "and 160 more" in render.page(whole)
 
 
 def test_groups_of_single_sequences_say_that_positions_are_taken_as_independent() -> None:
     whole = evaluation()
-    assert "95 % interval, clustered" in report.text(whole)
+    assert "95 % interval, clustered" in render.text(whole)
     for group in whole["groups"][1:]:
         group["confidence_interval_clustered"] = [NAN, NAN]
     # Half of the groups with intervals that are too narrow would mislead.
-    assert re.search(r"^  prose +640 +0\.\d+ +", report.text(whole), re.M)
+    assert re.search(r"^  prose +640 +0\.\d+ +", render.text(whole), re.M)
     whole["groups"][0]["confidence_interval_clustered"] = [NAN, NAN]
-    assert "95 % interval, if positions are independent" in report.text(whole)
-    assert re.search(r"^  prose +640 +0\.\d+ ± ", report.text(whole), re.M)
+    assert "95 % interval, if positions are independent" in render.text(whole)
+    assert re.search(r"^  prose +640 +0\.\d+ ± ", render.text(whole), re.M)
 
 
 def test_remarks_are_loud_where_figures_are_in_doubt() -> None:
     whole = evaluation()
-    assert list(wording.remarks(whole)) == [(False, "data checks: nothing found")]
+    assert list(tables.remarks(whole)) == [(False, "data checks: nothing found")]
     whole["checks"]["nan"] = {"count": 3, "first": [[0, 24], [1, 3]]}
     whole["checks"]["input_excludes_classes"] = {"count": 1200, "first": [[5, 6]]}
     found = {"count": 1, "first": [[9, 9]], "largest_deviation": 0.0123}
-    whole["checks"]["target_not_normalised"] = found
+    whole["checks"]["target_not_normalized"] = found
     whole["skipped"] = SKIPPED
-    lines = report.text(whole).split("\n")
+    lines = render.text(whole).split("\n")
     assert lines[1] == "! 3 positions are NaN, first at [0, 24]"
     assert lines[2].startswith("  1,200 positions are without some class in the input")
-    expected = "! 1 position is not normalised in the target (by up to 0.01230), first at [9, 9]"
+    expected = "! 1 position is not normalized in the target (by up to 0.01230), first at [9, 9]"
     assert lines[3] == expected
     assert lines[4].startswith("! skipped [0:8, 0:40], 320 positions: <b>gone</b> xxx")
     assert "! skipped 3 more regions, 960 positions" in lines
-    assert "nothing found" not in report.text(whole)
-    html = Tags(report.page(whole))
+    assert "nothing found" not in render.text(whole)
+    html = Tags(render.page(whole))
     assert len([tag for tag, attributes in html.seen if attributes.get("role") == "alert"]) == 13
     assert "b" not in dict(html.seen)
 
 
 def test_labels_have_a_section_where_there_are_some() -> None:
-    assert "Labels" not in report.text(REPORTS["usual"])
-    shown = report.text(REPORTS["labels"])
+    assert "Labels" not in render.text(REPORTS["usual"])
+    shown = render.text(REPORTS["labels"])
     assert re.search(
         r"perplexity, input to target, ± standard error +1\.0513 ± 0\.0042$", shown, re.M
     )
     assert re.search(r"quantile 1 % +-0\.1250$", shown, re.M)
 
 
-@pytest.mark.parametrize("write", [report.fragment, report.page])
+@pytest.mark.parametrize("write", [render.fragment, render.page])
 def test_html_is_closed_and_loads_nothing(write: Any, any_report: dict[str, Any]) -> None:
     html = Tags(write(any_report))
     assert {"script", "link", "img", "iframe"}.isdisjoint(tag for tag, _ in html.seen)
@@ -307,18 +307,18 @@ def test_html_is_closed_and_loads_nothing(write: Any, any_report: dict[str, Any]
         assert all(link is not None and link.startswith("#") for link in links)
     ids = [attributes["id"] for _, attributes in html.seen if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert wording.headline(any_report) in html.text
+    assert tables.headline(any_report) in html.text
     charts = [attributes for tag, attributes in html.seen if tag == "svg"]
-    assert len(charts) == (len(figures.heights(any_report)) if write is report.page else 0)
+    assert len(charts) == (len(plots.heights(any_report)) if write is render.page else 0)
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
 
 
 def test_hostile_names_are_shown_as_they_are() -> None:
-    for write in (report.fragment, report.page):
+    for write in (render.fragment, render.page):
         text = Tags(write(REPORTS["hostile"])).text
         for name in (*HOSTILE[:4], HOSTILE[6]):
             assert str(name) in text
-    chart = figures.svg(evaluation(names=[HOSTILE[0], HOSTILE[6]]), "groups", '"<&')
+    chart = plots.svg(evaluation(names=[HOSTILE[0], HOSTILE[6]]), "groups", '"<&')
     tree = ElementTree.fromstring(chart)  # noqa: S314
     assert {HOSTILE[0], HOSTILE[6]} <= {"".join(one.itertext()) for one in tree.iter()}
     assert tree.get("aria-label") == '"<&'
@@ -327,9 +327,9 @@ def test_hostile_names_are_shown_as_they_are() -> None:
 def test_page_is_the_same_every_time_whatever_the_style() -> None:
     import matplotlib
 
-    first = report.page(REPORTS["usual"])
+    first = render.page(REPORTS["usual"])
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "svg.hashsalt": None}):
-        assert report.page(copy.deepcopy(REPORTS["usual"])) == first
+        assert render.page(copy.deepcopy(REPORTS["usual"])) == first
     assert len(re.findall("<svg ", first)) == 3
     assert not re.search("#01020[3-6]", first)
     assert "<dc:date>" not in first
@@ -346,8 +346,8 @@ def test_page_is_the_same_every_time_whatever_the_style() -> None:
 )
 def test_figure_has_the_panels_that_apply(name: str, expected: list[str]) -> None:
     whole = REPORTS[name]
-    assert list(figures.heights(whole)) == expected
-    assert len(figures.figure(whole).axes) == len(expected)
+    assert list(plots.heights(whole)) == expected
+    assert len(plots.figure(whole).axes) == len(expected)
 
 
 @pytest.mark.parametrize("name", ["distribution", "by_position", "groups"])
@@ -355,7 +355,7 @@ def test_panels_draw_any_report_on_given_axes(name: str, any_report: dict[str, A
     from matplotlib.figure import Figure
 
     drawing = Figure()
-    getattr(figures, name)(any_report, drawing.add_subplot())
+    getattr(plots, name)(any_report, drawing.add_subplot())
     assert drawing.axes[0].get_xlabel()
 
 
@@ -365,7 +365,7 @@ def test_distribution_tells_what_it_leaves_out() -> None:
     histogram = {"edges": [0.0, 1e-30, 1e-3, 1e-2, 1.0, math.inf], "counts": [5, 4, 3, 2, 1]}
     axes = Figure().add_subplot()
     whole = evaluation(overall=statistics(count=20, histogram=histogram))
-    figures.distribution(whole, axes)
+    plots.distribution(whole, axes)
     # 5 + 4 are below the 12 decades and 1 above all numbers; 5 are in no bin.
     assert axes.get_xlabel() == "KL divergence in nats; 15 not on this axis"
     assert axes.patches[0].get_data().values.tolist() == [3, 2]
@@ -377,7 +377,7 @@ def test_groups_draws_the_worst_on_top_with_their_intervals() -> None:
     whole = evaluation(names=range(50))
     whole["groups"][49]["confidence_interval_clustered"] = [NAN, NAN]
     axes = Figure().add_subplot()
-    figures.groups(whole, axes)
+    plots.groups(whole, axes)
     assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["49", "48"]
     assert axes.yaxis_inverted()
     spans = [span.get_segments()[0][:, 0].tolist() for span in axes.collections]
@@ -421,9 +421,9 @@ OTHERS = "6,123 finite positions; 1 is NaN, 20 are infinite"
 
 def test_what_is_not_finite_blanks_nothing(spoilt: Evaluation, sound: Evaluation) -> None:
     """All is as if it had been left out, and said to be of the other positions."""
-    mean = wording.plus_minus(sound.mean, wording._half(vars(sound.overall), CLUSTERED))
+    mean = tables.plus_minus(sound.mean, tables._half(vars(sound.overall), CLUSTERED))
     headline = f"mean KL {mean} nats (95 % confidence, clustered by 96 sequences) over {OTHERS}"
-    assert wording.headline(spoilt.to_dict()) == headline
+    assert tables.headline(spoilt.to_dict()) == headline
     assert " ".join(str(spoilt).split()).startswith(headline)
     assert f"<strong>{headline}</strong>" in spoilt._repr_html_()
     assert repr(spoilt) == f"<Evaluation: mean {sound.mean:.6g} nats over {OTHERS}>"
@@ -448,15 +448,15 @@ def test_text_of_what_is_not_finite_fits_a_terminal(spoilt: Evaluation) -> None:
 
 
 def test_worst_positions_have_all_kinds(spoilt: Evaluation, sound: Evaluation) -> None:
-    (worst,) = (t for t in wording.tables(spoilt.to_dict(), 5, 20) if t.title == "Worst positions")
-    finite = [(str(one["index"]), wording.number(one["kl"])) for one in sound.worst[:5]]
+    (worst,) = (t for t in tables.tables(spoilt.to_dict(), 5, 20) if t.title == "Worst positions")
+    finite = [(str(one["index"]), tables.number(one["kl"])) for one in sound.worst[:5]]
     infinite = [(f"[{row}, 3]", "∞") for row in range(11, 16)]
     assert worst.rows == [("[5, 7]", "NaN"), *infinite, *finite]
     assert worst.note == "the first of 1 NaN, 20 infinite, then the largest finite ones"
 
 
 def test_groups_that_are_not_finite_are_shown_first(spoilt: Evaluation) -> None:
-    (groups,) = (t for t in wording.tables(spoilt.to_dict(), 5, 20) if t.title == "Groups")
+    (groups,) = (t for t in tables.tables(spoilt.to_dict(), 5, 20) if t.title == "Groups")
     assert groups.head[2] == "not finite"
     rows = {row[0]: row[1:4] for row in groups.rows}
     assert list(rows)[:2] == ["NaN", "∞"]
@@ -473,14 +473,14 @@ def test_charts_mark_what_is_not_finite(spoilt: Evaluation) -> None:
 
     whole = spoilt.to_dict()
     axes = [Figure().add_subplot() for _ in range(3)]
-    figures.distribution(whole, axes[0])
+    plots.distribution(whole, axes[0])
     assert "; 21 not on this axis (1 NaN, 20 infinite)" in axes[0].get_xlabel()
     assert "mean" in [text.get_text() for text in axes[0].get_legend().get_texts()]
-    figures.by_position(whole, axes[1])
+    plots.by_position(whole, axes[1])
     line, odd, *_ = axes[1].get_lines()
     assert np.isfinite(line.get_ydata()).all()
     assert odd.get_xdata().tolist() == [3, 7, 9]
-    figures.groups(whole, axes[2])
+    plots.groups(whole, axes[2])
     names = [label.get_text() for label in axes[2].get_yticklabels()]
     assert names[:2] == ["NaN", "∞"]
     assert len(names) == 5
@@ -497,14 +497,14 @@ def test_quantiles_that_are_infinite_are_named_below_the_chart() -> None:
     axes = Figure().add_subplot()
     quantiles = [[0.5, 0.01], [0.99, math.inf]]
     whole = evaluation(overall=statistics(count=660, infinite=20, quantiles=quantiles))
-    figures.distribution(whole, axes)
+    plots.distribution(whole, axes)
     assert axes.get_xlabel().endswith("; 20 not on this axis (20 infinite); 99 % is ∞")
 
 
 def test_pages_say_the_same(spoilt: Evaluation) -> None:
-    page = report.page(spoilt.to_dict())
+    page = render.page(spoilt.to_dict())
     text = Tags(page).text
-    assert f"<title>{wording.headline(spoilt.to_dict())}</title>" in page
+    assert f"<title>{tables.headline(spoilt.to_dict())}</title>" in page
     assert "means are over the finite positions" in text
     assert "none finite: 1 NaN" in text
     assert "has NaN or infinite positions" in text
@@ -528,8 +528,8 @@ def test_without_matplotlib_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for write in (report.page, figures.figure):
+    for write in (render.page, plots.figure):
         with pytest.raises(ImportError, match=r'pip install "kldiv-dask\[plot\]"'):
             write(REPORTS["usual"])
-    assert "mean KL" in report.text(REPORTS["usual"])
-    assert "mean KL" in report.fragment(REPORTS["usual"])
+    assert "mean KL" in render.text(REPORTS["usual"])
+    assert "mean KL" in render.fragment(REPORTS["usual"])

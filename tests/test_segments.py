@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from kldiv_dask.kernels.segments import BUFFER, pieces, row_segments
+from kldiv_dask.grid import grid_slices
+from kldiv_dask.kernels.layout import BUFFER, row_segments
 from tests.cases import Array, Shape
 from tests.test_bits import LAYOUTS
 
@@ -94,6 +95,6 @@ def test_buffers_are_small(shape: Shape) -> None:
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 7, 100])
 def test_pieces_are_runs_in_order(shape: Shape, most: int) -> None:
     numbers = np.arange(math.prod(shape)).reshape(shape)
-    runs = [numbers[piece].ravel().tolist() for piece in pieces(shape, most)]
+    runs = [numbers[piece].ravel().tolist() for piece in grid_slices(shape, most)]
     assert list(itertools.chain(*runs)) == numbers.ravel().tolist()
     assert all(1 <= len(run) <= most for run in runs)

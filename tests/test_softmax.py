@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kldiv_dask.kernels import softmax
+from kldiv_dask.kernels import softmax_kl
 from tests.bits import FLOATS, assert_same_bits
 from tests.cases import Array, compositions, dtype_of, narrow, special_values
 from tests.reference import finfo
@@ -23,28 +23,28 @@ by_dtype = pytest.mark.parametrize("dtype", FLOATS)
 
 
 def computed_in(x: Array, t: Array, temperature: float) -> np.dtype[Any]:
-    return softmax.computed_in(np.float64 in (x.dtype.newbyteorder("="), t.dtype), temperature)
+    return softmax_kl.computed_in(np.float64 in (x.dtype.newbyteorder("="), t.dtype), temperature)
 
 
 def whole(x: Array, t: Array, temperature: float = 1.0, where: Array | None = None) -> Array:
     dtype = computed_in(x, t, temperature)
-    return softmax.block_divergences(x, t, where, dtype, temperature)
+    return softmax_kl.block_divergences(x, t, where, dtype, temperature)
 
 
 def split(x: Array, t: Array, chunks: Any, temperature: float = 1.0, fold: int = 0) -> Array:
     """All chunks merged at once; or `fold` at a time, from a random place among them on."""
     dtype, stops = computed_in(x, t, temperature), np.cumsum(chunks)[:-1]
     pairs = zip(np.split(x, stops, -1), np.split(t, stops, -1), strict=True)
-    states = [softmax.block_states(a, b, None, dtype, temperature) for a, b in pairs]
+    states = [softmax_kl.block_states(a, b, None, dtype, temperature) for a, b in pairs]
     rng = np.random.default_rng(fold)
     while fold and len(states) > fold:
         i = int(rng.integers(len(states) - fold + 1))
         states[i : i + fold] = [merged(states[i : i + fold], temperature)]
-    return softmax.divergences_of(merged(states, temperature), None)
+    return softmax_kl.divergences_of(merged(states, temperature), None)
 
 
 def merged(states: list[Array], temperature: float) -> Array:
-    return softmax.merge_states(np.stack(states, axis=-2), temperature)
+    return softmax_kl.merge_states(np.stack(states, axis=-2), temperature)
 
 
 def bound(x: Array, t: Array, temperature: float) -> float:

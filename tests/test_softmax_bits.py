@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kldiv_dask.kernels import softmax
+from kldiv_dask.kernels import softmax_kl
 from kldiv_dask.kernels.elementary import EXP_NORMAL_F32
 from tests.bits import assert_same_bits
 from tests.cases import Array, dtype_of, narrow
@@ -49,7 +49,7 @@ def layouts(array: Array) -> list[Array]:
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @by_dtype
 def test_a_row_depends_on_itself_alone(dtype: str, temperature: float) -> None:
-    """Not on its neighbours, its place, its layout, the type it is stored in, or `where`."""
+    """Not on its neighbors, its place, its layout, the type it is stored in, or `where`."""
     x, t = rows_of_every_sort(dtype)
     together = whole(x, t, temperature)
     assert np.isfinite(together).sum() > 50
@@ -66,8 +66,8 @@ def test_a_row_depends_on_itself_alone(dtype: str, temperature: float) -> None:
         copies = (np.broadcast_to(a, x.shape).copy() for a in (first, second))
         assert_same_bits(whole(first, second, temperature), whole(*copies, temperature))
     for a, b in [*((v, t) for v in layouts(x)), *zip(layouts(x), layouts(t), strict=True)]:
-        kernel = softmax.computed_in(dtype == "float64", temperature)
-        got = softmax.block_divergences(a, b, None, kernel, temperature)
+        kernel = softmax_kl.computed_in(dtype == "float64", temperature)
+        got = softmax_kl.block_divergences(a, b, None, kernel, temperature)
         assert_same_bits(got, together, a.strides, a.dtype)
     if dtype != "float64":
         wide = x.astype(np.float32), t.astype(np.float32)
@@ -78,10 +78,10 @@ def test_a_row_depends_on_itself_alone(dtype: str, temperature: float) -> None:
     assert_same_bits(whole(x, t, temperature, where), wanted)
     kernel = computed_in(x, t, temperature)
     states = [
-        softmax.block_states(x[:, part], t[:, part], where, kernel, temperature)
+        softmax_kl.block_states(x[:, part], t[:, part], where, kernel, temperature)
         for part in (slice(1024), slice(1024, None))
     ]
-    assert_same_bits(softmax.divergences_of(merged(states, temperature), where), wanted)
+    assert_same_bits(softmax_kl.divergences_of(merged(states, temperature), where), wanted)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
@@ -125,7 +125,7 @@ def test_bits_do_not_depend_on_the_processor() -> None:
     assert generic.stdout.strip() == digest()
 
 
-@pytest.mark.parametrize("function", [softmax.block_divergences, softmax.block_states])
+@pytest.mark.parametrize("function", [softmax_kl.block_divergences, softmax_kl.block_states])
 @pytest.mark.parametrize("layout", ["contiguous", "Fortran", "strided", "byte-swapped"])
 def test_a_block_takes_less_than_a_mebibyte(layout: str, function: Any) -> None:
     rng = np.random.default_rng(7)

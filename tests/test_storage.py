@@ -190,9 +190,9 @@ def test_a_pair_of_chunks_is_one_task(tmp_path, kinds):
     x, t = open_pair(*paths, chunks=(2, -1))
     assert len(x.chunks[0]) == 32
     terms = np.exp(t) * (t - x)
-    (optimised,) = dask.optimize(terms)
+    (optimized,) = dask.optimize(terms)
     if not EXPRESSIONS:
-        graph = dict(optimised.__dask_graph__())
+        graph = dict(optimized.__dask_graph__())
         assert len(graph) == 32
         assert not any(task.dependencies for task in graph.values())
     assert (terms.compute() == 0).all()

@@ -10,9 +10,9 @@ import numba
 import numpy as np
 import pytest
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.kernels import pointwise
-from kldiv_dask.kernels.stored import as_stored, narrow, widen
+from kldiv_dask.kernels.half_floats import as_stored, narrow, widen
 from tests.cases import dtype_of, special_grid
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
@@ -74,7 +74,7 @@ def digest(dtype, log_target):
     x, t = np.concatenate([x, ordinary]), np.concatenate([t, ordinary[::-1]])
     term = pointwise.Term(dtype, log_target, True)
     terms = pointwise.block_terms(x, t, term)
-    state = partial.zero()
+    state = partial_sum.zero()
     pointwise.add_block(state, x, t, term)
     finite = np.where(terms == terms, terms, dtype.type(0))
     return hashlib.sha256(finite.tobytes() + state.tobytes()).hexdigest()

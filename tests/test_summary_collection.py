@@ -89,7 +89,7 @@ def test_on_a_cluster(lazy, client):
 
 
 @without_expressions
-def test_of_labelled_arrays(client):
+def test_of_labeled_arrays(client):
     xr = pytest.importorskip("xarray")
     x, t = (xr.DataArray(array, dims=("position", "class")) for array in (X, T))
     lazy = kl_div_with_logits_summary(x, t, dim="class")

@@ -1,6 +1,6 @@
 """What a kernel that works in tiles, grids and vectors must not let show.
 
-A term depends on its own operands alone: not on its place, its neighbours, the length of the loop,
+A term depends on its own operands alone: not on its place, its neighbors, the length of the loop,
 or the type it was stored in. And a sum is exact for whatever terms happen to share a tile.
 """
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kldiv_dask import kl_div, partial
+from kldiv_dask import kl_div, partial_sum
 from kldiv_dask.kernels import pointwise
 from tests import reference
 from tests.bits import FLOATS, assert_same_bits, expected, operands, terms_of, widened
@@ -94,7 +94,7 @@ def test_a_term_depends_on_its_operands_alone(
 
 
 @pytest.mark.parametrize(("name", "log_target"), TYPES)
-def test_an_odd_target_does_not_change_its_neighbours(name: str, log_target: bool) -> None:
+def test_an_odd_target_does_not_change_its_neighbors(name: str, log_target: bool) -> None:
     """A tile of ordinary targets may be computed another way; the bits may not differ."""
     rng = np.random.default_rng(9)
     dtype = dtype_of(name)
@@ -189,9 +189,9 @@ def test_any_terms_are_summed_exactly(values: Array, log_target: bool) -> None:
     The sum is compared before it is rounded, which hides what is lost far below the largest term.
     """
     t = np.full_like(values, 0 if log_target else 1)
-    state = partial.zero()
+    state = partial_sum.zero()
     pointwise.add_block(state, -values, t, pointwise.Term(values.dtype, log_target, False))
-    sums, total = partial.total(state), reference.exact_sum(values)
+    sums, total = partial_sum.total(state), reference.exact_sum(values)
     assert Fraction(sums.units, 2**1074) == total.exact
     assert sums[1:4] == total[1:4]
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from distributed import Scheduler, Security
 
-from kldiv_dask.cluster import _speaks_tls, connect
+from kldiv_dask.cli.cluster import _speaks_tls, connect
 
 
 @pytest.fixture

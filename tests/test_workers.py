@@ -7,7 +7,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from kldiv_dask import kl_div_summary, kl_div_with_logits_summary
-from kldiv_dask.workers import warm
+from kldiv_dask.cli.warmup import warm
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def fresh():
 
 
 def kernels():
-    """Count the kernels that the process has compiled, or has loaded."""
-    from kldiv_dask.kernels import compiled
+    """Count the kernels that the process has jit, or has loaded."""
+    from kldiv_dask.kernels import jit
 
-    return len(compiled._kernels)
+    return len(jit._kernels)
 
 
 def computing(summary):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from kldiv_dask.cluster import SIGNALS, connect, handled_by
+from kldiv_dask.cli.cluster import SIGNALS, connect, handled_by
 
 if TYPE_CHECKING:
     from distributed import Client

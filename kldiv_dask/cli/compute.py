@@ -239,7 +239,7 @@ def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDiv
     """Compute all fields of a summary at once, with a progress bar if somebody can see it."""
     from distributed import progress
 
-    from kldiv_dask.workers import warm
+    from kldiv_dask.cli.warmup import warm
 
     say("compiling the kernels on the workers, unless they are stored from an earlier run")
     with warm(client, functools.partial(sample.compute, scheduler="synchronous")):

@@ -158,9 +158,9 @@ def evaluate(
             written = {"--html": html, "--json": json, "--save": save}
             _check_paths(read, written | {"--checkpoint": options["checkpoint"]})
             if html is not None:
-                from kldiv_dask.evaluation import figures
+                from kldiv_dask.report import plots
 
-                figures.require_matplotlib()
+                plots.require_matplotlib()
             from kldiv_dask.evaluation.request import Request
 
             request = Request(input=input, target=target, **options)
@@ -190,7 +190,7 @@ def _run(client: "Client", request: "Request") -> "Evaluation":
     """Evaluate, with a line of progress if somebody can see it."""
     import dask
 
-    from kldiv_dask.workers import warm
+    from kldiv_dask.cli.warmup import warm
 
     seen = sys.stderr.isatty()
     with contextlib.ExitStack() as stack:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import partial
-from kldiv_dask.evaluation.intervals import (
+from kldiv_dask import partial_sum
+from kldiv_dask.evaluation.result import Evaluation
+from kldiv_dask.statistics import tables
+from kldiv_dask.statistics.intervals import (
     Interval,
     bad,
     cell_sums,
@@ -15,8 +17,6 @@ from kldiv_dask.evaluation.intervals import (
     interval,
     p_value,
 )
-from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.statistics import tables
 
 
 class Comparison(NamedTuple):
@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
     difference: float
     """The mean divergence of the first less that of the second."""
     standard_error: float
-    """Of the difference, from its sums over sequences, or runs of neighbouring ones."""
+    """Of the difference, from its sums over sequences, or runs of neighboring ones."""
     confidence_interval: Interval
     """Of the difference, at 95 %."""
     p_value: float
@@ -130,7 +130,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 
 def _all_finite(cells: tables.Table) -> npt.NDArray[np.bool_]:
     """Say of each cell whether all divergences in it are finite."""
-    return np.array([bad(partial.total(one[0])) == 0 for one in cells.sums], bool)
+    return np.array([bad(partial_sum.total(one[0])) == 0 for one in cells.sums], bool)
 
 
 def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.Table]:

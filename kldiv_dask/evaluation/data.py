@@ -13,8 +13,8 @@ import numpy as np
 from kldiv_dask.align import Box
 from kldiv_dask.arrays import is_stored
 from kldiv_dask.evaluation.errors import EvaluationError
-from kldiv_dask.labelled.names import is_named
 from kldiv_dask.storage import Contents, Source, change, other_text, source_of, sources_in
+from kldiv_dask.xarray_support.names import is_named
 
 PATHS = str, os.PathLike
 

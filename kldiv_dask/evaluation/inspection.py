@@ -8,15 +8,14 @@ import dask
 import dask.array as da
 import numpy as np
 
-from kldiv_dask.align import Box, cut, repeated_operands
+from kldiv_dask.align import Box, axis_to_end, cut, repeated_operands
 from kldiv_dask.arrays import plain
-from kldiv_dask.evaluation import doubts
 from kldiv_dask.evaluation.data import Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
 from kldiv_dask.evaluation.operands import tolerance
 from kldiv_dask.evaluation.warn import warn_of_sources
-from kldiv_dask.functional.logits import last_axis
 from kldiv_dask.kernels import checks
+from kldiv_dask.statistics import doubts
 
 # Rows that are looked at in a place, at most, and what those of all places may take, in bytes.
 ROWS, MOST_BYTES = 64, 2**24
@@ -51,7 +50,7 @@ class Inspection:
         ndim = max(input.ndim, target.ndim)
         self._axis = axis if axis < 0 else axis - ndim
         self._data = Data({"input": input, "target": target, "where": where})
-        self._pair = [last_axis(self._axis, a) for a in (input, target)] if ndim else []
+        self._pair = [axis_to_end(self._axis, a) for a in (input, target)] if ndim else []
         found = repeated_operands(*self._pair) if kind == "logits" else []
         self.repeated = found[0] if found else None
 
@@ -81,8 +80,8 @@ class Inspection:
         """Count what rows at the beginning, in the middle and at the end look like."""
         shape = np.broadcast_shapes(*(array.shape[:-1] for array in self._pair))
         each = sum(array.shape[-1] * array.dtype.itemsize for array in self._pair)
-        counts = dict.fromkeys(doubts.applicable(self._kind, labelled=False), 0)
-        taken = varied = normalised = 0
+        counts = dict.fromkeys(doubts.applicable(self._kind, labeled=False), 0)
+        taken = varied = normalized = 0
         for box in _places(shape, min(MOST_BYTES // (3 * each), ROWS)):
             parts: list[Any] = [cut(array, box, trailing=1) for array in self._pair]
             if self._where is not None:
@@ -100,12 +99,12 @@ class Inspection:
                 rows = np.broadcast_to(values, (*size, values.shape[-1]))[included]
                 resembles, constant, is_one = checks.inspect(rows, holds, tolerance(values))
                 varied += int((~constant).sum())
-                normalised += int((is_one & ~constant).sum())
+                normalized += int((is_one & ~constant).sum())
                 counts[f"{name}_constant"] += int(constant.sum())
                 for code, check in _NAMES.items():
                     if f"{name}_{check}" in counts:
                         counts[f"{name}_{check}"] += int((resembles == code).sum())
-        if self._kind != "logits" and normalised < varied / 2:
+        if self._kind != "logits" and normalized < varied / 2:
             # The last axis is not that of the classes, as where torch has them along the second.
             counts |= {"input_constant": 0, "target_constant": 0}
         return counts, taken

@@ -51,7 +51,7 @@ def evaluate(
     kind : {'logits', 'log_probs', 'probs', 'log_probs_and_probs'}, optional
         What both hold: logits, log-probabilities, probabilities, or with the last, which is what
         `kl_div` takes, log-probabilities in `input` and probabilities in `target`. The default is
-        'log_probs' if one is of a base file of llama.cpp, else 'logits'. Logits are normalised. Of
+        'log_probs' if one is of a base file of llama.cpp, else 'logits'. Logits are normalized. Of
         probabilities that do not sum to 1 the divergence is ``sum(p * (log(p) - log(q)))`` as for
         `kl_div`, where a `target` of 0 contributes 0; of base files, whose rows are rounded,
         ``sum(p * (log(p) - log(q)) - p + q)``, of which no summand is negative.

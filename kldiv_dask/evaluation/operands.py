@@ -8,20 +8,19 @@ from typing import Any, NamedTuple
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import graph, labelled
-from kldiv_dask.align import Box, Pair, align, align_small, as_dask, repeated_operands
+from kldiv_dask import graph, xarray_support
+from kldiv_dask.align import Box, Pair, align, align_small, as_dask, axis_to_end, repeated_operands
 from kldiv_dask.arrays import without_torch
 from kldiv_dask.evaluation.data import PATHS, Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
 from kldiv_dask.evaluation.run import Grid
-from kldiv_dask.functional.logits import last_axis
 from kldiv_dask.kernels.checks import OPERANDS
 from kldiv_dask.options import resolve_class_axis, resolve_dtype
 from kldiv_dask.statistics.chunks import Plan
 from kldiv_dask.storage import key_called, llama, open_array, open_pair
 from kldiv_dask.storage.chunking import Chunks
 from kldiv_dask.storage.opening import PathLike
-from kldiv_dask.storage.source import normalise_path
+from kldiv_dask.storage.source import normalize_path
 
 OF_PAIR, BY_POSITION = ("input", "target"), ("where", "groups", "labels")
 
@@ -58,7 +57,9 @@ class Arguments(NamedTuple):
                     with key_called(f"{name}_key"):
                         given[name] = open_array(given[name], key=keys[name], **reading)
         for name in BY_POSITION:
-            given[name] = labelled.coordinate(name, given[name], given["input"], given["target"])
+            given[name] = xarray_support.coordinate(
+                name, given[name], given["input"], given["target"]
+            )
         _check_keys(given, keys, BY_POSITION)
         for name in BY_POSITION:
             if isinstance(given[name], PATHS):
@@ -69,7 +70,7 @@ class Arguments(NamedTuple):
 
 def open_said(path: PathLike, key: str | None, allow_truncated: bool) -> da.Array:
     """Open what is said of positions; only base files of llama.cpp may be truncated."""
-    truncated = allow_truncated and llama.recognises(normalise_path(path))
+    truncated = allow_truncated and llama.recognizes(normalize_path(path))
     return open_array(path, key=key, allow_truncated=truncated)
 
 
@@ -175,7 +176,7 @@ def prepare(
         raise ValueError(f"kind must be one of {', '.join(map(repr, OPERANDS))}, got {kind!r}")
     given = arguments._asdict()
     input, target = given.pop("input"), given.pop("target")
-    matched = labelled.match(input, target, given, axis=axis, dim=dim, classes=True)
+    matched = xarray_support.match(input, target, given, axis=axis, dim=dim, classes=True)
     arrays = as_dask(matched.input, matched.target)
     wide |= resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
     computed = graph.computed_in(wide, temperature)
@@ -185,7 +186,7 @@ def prepare(
             "input and target have unknown chunk sizes; call compute_chunk_sizes() on them, or "
             "to_dask_array(lengths=True) on a dataframe"
         )
-    moved = [last_axis(class_axis, array) for array in arrays]
+    moved = [axis_to_end(class_axis, array) for array in arrays]
     repeated = repeated_operands(*moved)
     joined = [a if a.numblocks[-1] == 1 else a.rechunk({a.ndim - 1: -1}) for a in moved]
     pair = align(joined[0], joined[1], np.dtype(np.float64), stacklevel=stacklevel + 1)
@@ -213,7 +214,7 @@ def prepare(
         data,
         class_axis,
         list(map(str, matched.dims[:-1])),
-        labelled.own_dims(arguments._asdict()),
+        xarray_support.own_dims(arguments._asdict()),
         repeated,
     )
 
@@ -242,7 +243,7 @@ def tolerance(array: da.Array) -> float:
     return max(rounding + flushed, 1e-5)
 
 
-def _checked_cluster_axis(axis: Any, ndim: int, dims: labelled.Dims) -> int:
+def _checked_cluster_axis(axis: Any, ndim: int, dims: xarray_support.Dims) -> int:
     if dims and isinstance(axis, str):
         if axis not in dims:
             known = ", ".join(map(repr, dims))

@@ -8,12 +8,12 @@ from typing import TextIO
 
 from dask.utils import format_bytes
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.evaluation.checkpoint import Progress
-from kldiv_dask.evaluation.intervals import cell_sums, clustered, interval
 from kldiv_dask.evaluation.run import Run
-from kldiv_dask.evaluation.shown import not_finite
+from kldiv_dask.report.wording import not_finite
 from kldiv_dask.statistics import tables
+from kldiv_dask.statistics.intervals import cell_sums, clustered, interval
 
 
 class ProgressLine:
@@ -67,7 +67,7 @@ class ProgressLine:
                 low, high = interval(mean, error, len(counts) - 1)
                 words.append(f"mean {mean:.5g} ± {(high - low) / 2:.2g} nats")
             for sum_of_kl in tables.in_one_group(progress.state.totals).sums[:, 0]:
-                kl = partial.total(sum_of_kl)
+                kl = partial_sum.total(sum_of_kl)
                 found = not_finite({"nan": kl.nan, "infinite": kl.posinf + kl.neginf})
                 words += [found] if found else []
         self._write(", ".join(words), end="\n" if done == total else "")

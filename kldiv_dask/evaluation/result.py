@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.evaluation import checkpoint, doubts, figures, files, report, shown
-from kldiv_dask.evaluation.statistics import Labels, Statistics, statistics
+from kldiv_dask.evaluation import checkpoint, files
+from kldiv_dask.report import plots, render, wording
+from kldiv_dask.statistics import doubts
 from kldiv_dask.statistics import state as states
 from kldiv_dask.statistics.state import CHECKS, State
+from kldiv_dask.statistics.summarize import Labels, Statistics, statistics
 
 # Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks. 3: "nan",
 # "infinite", "finite" and "worst_finite" of statistics; their errors are those of finite positions.
@@ -125,9 +127,9 @@ class Evaluation:
             index = [[int(i) for i in np.unravel_index(place, self.shape)] for place in places]
             found[name] = {"count": self.overall.checks[name], "first": index}
         for side, operand in enumerate(("input", "target")):
-            if f"{operand}_not_normalised" in found:
+            if f"{operand}_not_normalized" in found:
                 deviation = float(self.state.deviations[side])
-                found[f"{operand}_not_normalised"]["largest_deviation"] = deviation
+                found[f"{operand}_not_normalized"]["largest_deviation"] = deviation
         return found
 
     @property
@@ -278,22 +280,22 @@ class Evaluation:
 
     def plot(self) -> Any:
         """Return a matplotlib figure of the distribution, by position, and of the groups."""
-        return figures.figure(self.to_dict())
+        return plots.figure(self.to_dict())
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that has everything, with figures, and needs no other file."""
-        files.write(path, report.page(self.to_dict()).encode())
+        files.write(path, render.page(self.to_dict()).encode())
 
     def _repr_html_(self) -> str:
-        return report.fragment(self.to_dict())
+        return render.fragment(self.to_dict())
 
     def __str__(self) -> str:
-        return report.text(self.to_dict())
+        return render.text(self.to_dict())
 
     def __repr__(self) -> str:
         overall = vars(self.overall)
-        positions = shown.positions(overall)
-        return f"<Evaluation: mean {shown.finite_mean(overall):.6g} nats over {positions}>"
+        positions = wording.positions(overall)
+        return f"<Evaluation: mean {wording.finite_mean(overall):.6g} nats over {positions}>"
 
 
 def _plain(numbers: Statistics) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from kldiv_dask.evaluation.errors import (
     EvaluationWarning,
 )
 from kldiv_dask.graph import merged_state
-from kldiv_dask.kernels.segments import first_piece, pieces
+from kldiv_dask.grid import grid_slices, grid_step
 from kldiv_dask.statistics.state import State, merge
 
 Slices = tuple[slice, ...]
@@ -74,7 +74,7 @@ class Grid(NamedTuple):
 
     def slabs(self, most: int) -> Iterator[Slices]:
         """Yield parts of at most so many pairs of chunks."""
-        return pieces(self.states.numblocks, most)
+        return grid_slices(self.states.numblocks, most)
 
     @property
     def pairs(self) -> int:
@@ -136,7 +136,7 @@ class Left:
         """Return the next of them, at most so many."""
         grid, box = self._parts.pop(0)
         lengths = [stop - start for start, stop in box]
-        spans = zip(box, first_piece(lengths, most), strict=True)
+        spans = zip(box, grid_step(lengths, most), strict=True)
         taken = tuple((start, start + length) for (start, _), length in spans)
         self._parts[:0] = [(grid, rest) for rest in regions.left_over(box, [taken])]
         return grid.part(tuple(slice(*span) for span in taken))

@@ -3,12 +3,12 @@
 import warnings
 from typing import Any
 
-from kldiv_dask.evaluation import doubts
 from kldiv_dask.evaluation.checkpoint import Progress
 from kldiv_dask.evaluation.data import Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.evaluation.wording import missing_chunks
+from kldiv_dask.report.tables import missing_chunks
+from kldiv_dask.statistics import doubts
 
 
 def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> list[str]:

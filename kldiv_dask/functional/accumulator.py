@@ -7,8 +7,8 @@ import dask
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph, labelled, partial
-from kldiv_dask.functional.divergence import prepare, whole
+from kldiv_dask import graph, partial_sum, xarray_support
+from kldiv_dask.functional.divergence import prepare
 from kldiv_dask.functional.logits import merged_positions, prepare_logits
 from kldiv_dask.options import (
     FLOATS,
@@ -86,7 +86,7 @@ class KLDivergence:
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._partial = partial.zero()
+        self._partial = partial_sum.zero()
         self._types: list[str] | None = None
 
     def update(self, input: Any, target: Any, where: Any = None) -> None:
@@ -106,21 +106,23 @@ class KLDivergence:
             those before.
         """
         if self.kind == "logits":
-            given = labelled.match(input, target, {"where": where}, axis=self.axis, classes=True)
+            given = xarray_support.match(
+                input, target, {"where": where}, axis=self.axis, classes=True
+            )
             logits, to = prepare_logits(given, self.temperature, self.dtype, stacklevel=2)
             types = [to.name, logits.dtype.name]
             pair, merged = merged_positions(logits, None)
         else:
-            given = labelled.match(input, target, {"where": where})
+            given = xarray_support.match(input, target, {"where": where})
             pair, term = prepare(
                 given, self.kind == "log_probs", self.dtype, self.zero_safe, stacklevel=2
             )
             types = [term.dtype.name, term.compute_dtype.name]
-            merged = graph.merged(graph.partials(pair, term, whole(pair)), None, whole(pair))
+            merged = graph.merged(graph.partials(pair, term, pair.axes), None, pair.axes)
         self._check_types(types, "the batch")
         added, rows = dask.compute(merged, graph.batch_size(merged, pair))
-        added = added.reshape(partial.SIZE)
-        added[partial.ROWS] = rows
+        added = added.reshape(partial_sum.SIZE)
+        added[partial_sum.ROWS] = rows
         self._set([self._partial, added], types)
 
     def compute(self) -> Any:
@@ -134,8 +136,8 @@ class KLDivergence:
         dtype = named_dtype(self._types[0]) if self._types else self.dtype
         if dtype is None:
             raise ValueError("there has been no batch; update with one, or construct with a dtype")
-        sums = partial.total(self._partial)
-        return partial.quotient(sums, self._reduction.divisor(sums.numel, sums.rows), dtype)
+        sums = partial_sum.total(self._partial)
+        return partial_sum.quotient(sums, self._reduction.divisor(sums.numel, sums.rows), dtype)
 
     def merge(self, *others: "KLDivergence") -> "KLDivergence":
         """Add the batches of other accumulators to this one, and return it.
@@ -240,21 +242,21 @@ class KLDivergence:
                 f" computed in {own[1]} to {own[0]}; give all batches one type"
             )
 
-    def _set(self, parts: list[partial.Partial], types: list[str] | None) -> None:
-        self._partial = partial.merge(np.stack(parts), axis=(0,))
+    def _set(self, parts: list[partial_sum.Partial], types: list[str] | None) -> None:
+        self._partial = partial_sum.merge(np.stack(parts), axis=(0,))
         self._types = types
 
     def __repr__(self) -> str:
         return f"KLDivergence({self.kind!r}, reduction={self.reduction!r})"
 
 
-def _checked_partial(numbers: Any) -> partial.Partial:
+def _checked_partial(numbers: Any) -> partial_sum.Partial:
     """Return a canonical partial that was stored as a list."""
-    wanted = f"the state's partial is not a list of {partial.SIZE} integers from state_dict"
-    if not isinstance(numbers, list) or len(numbers) != partial.SIZE:
+    wanted = f"the state's partial is not a list of {partial_sum.SIZE} integers from state_dict"
+    if not isinstance(numbers, list) or len(numbers) != partial_sum.SIZE:
         raise ValueError(wanted)
     for place, number in enumerate(numbers):
-        low, high = partial.bounds(place)
+        low, high = partial_sum.bounds(place)
         if type(number) is not int or not low <= number < high:
             raise ValueError(f"{wanted}: at {place} it has {number!r}")
     return np.array(numbers, dtype=np.int64)

@@ -7,7 +7,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph, labelled
+from kldiv_dask import graph, xarray_support
 from kldiv_dask.align import Pair, align, as_dask
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.kernels.pointwise import Term
@@ -162,14 +162,14 @@ def kl_div(
     check_axis(axis, keepdims, resolved)
     if dim is not None and (resolved.kind == "none" or resolved.per_batch):
         raise ValueError(f"dim is {dim!r} with reduction={reduction!r}; it is for 'sum' and 'mean'")
-    given = labelled.match(input, target, {"where": where}, axis=axis, dim=dim)
+    given = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim)
     pair, term = prepare(given, log_target, dtype, zero_safe, stacklevel=2)
     result = _resolved(pair, term, resolved, given.axis, bool(keepdims), split_every, stacklevel=2)
     return given.wrap(result, () if resolved.kind == "none" else given.axis)
 
 
 def prepare(
-    given: labelled.Operands,
+    given: xarray_support.Operands,
     log_target: bool,
     dtype: npt.DTypeLike | None,
     zero_safe: bool,
@@ -181,11 +181,6 @@ def prepare(
     resolved = resolve_dtype(input, target, dtype)
     pair = align(input, target, resolved, given.small["where"], stacklevel=stacklevel + 1)
     return pair, Term(resolved, bool(log_target), bool(zero_safe))
-
-
-def whole(pair: Pair) -> tuple[int, ...]:
-    """Return all axes of a pair."""
-    return tuple(range(pair.ndim))
 
 
 def _resolved(
@@ -270,7 +265,7 @@ class KLDivLoss:
     def __call__(self, input: Any, target: Any) -> Any:
         """Return `kl_div` of a pair; see there."""
         resolved = resolve_reduction(None, None, self.reduction, stacklevel=2)
-        given = labelled.match(input, target, {"where": None})
+        given = xarray_support.match(input, target, {"where": None})
         pair, term = prepare(given, self.log_target, self.dtype, self.zero_safe, stacklevel=2)
         result = _resolved(pair, term, resolved, None, False, self.split_every, stacklevel=2)
         return given.wrap(result, () if resolved.kind == "none" else None)

@@ -7,10 +7,9 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import graph, labelled
-from kldiv_dask.align import Pair, align, align_small, as_dask, repeated_operands
-from kldiv_dask.functional.divergence import whole
-from kldiv_dask.functional.summary import LazySummary, summarise
+from kldiv_dask import graph, xarray_support
+from kldiv_dask.align import Pair, align, align_small, as_dask, axis_to_end, repeated_operands
+from kldiv_dask.functional.summary import LazySummary, summarize
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import (
     resolve_class_axis,
@@ -136,7 +135,7 @@ def kl_div_with_logits(
     0.143841
     """
     resolved = resolve_logits_reduction(reduction)
-    given = labelled.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
+    given = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
     logits, to = prepare_logits(given, temperature, dtype, stacklevel=2)
     if resolved.kind == "none":
         return given.wrap(graph.divergences(logits, to, split_every), (-1,))
@@ -180,14 +179,14 @@ def kl_div_with_logits_summary(
     >>> float(summary.sum), int(summary.numel)
     (0.0, 4)
     """
-    given = labelled.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
+    given = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
     logits, to = prepare_logits(given, temperature, dtype, stacklevel=2)
     positions, blocks = graph.position_partials(logits, split_every)
-    return summarise(blocks, positions, to, split_every)
+    return summarize(blocks, positions, to, split_every)
 
 
 def prepare_logits(
-    given: labelled.Operands,
+    given: xarray_support.Operands,
     temperature: float,
     dtype: npt.DTypeLike | None,
     *,
@@ -198,7 +197,7 @@ def prepare_logits(
     input, target = as_dask(given.input, given.target)
     to, wide = resolve_logits_dtype(input, target, dtype)
     classes = resolve_class_axis(given.axis, input, target)
-    input, target = (last_axis(classes, logits) for logits in (input, target))
+    input, target = (axis_to_end(classes, logits) for logits in (input, target))
     repeated_operands(input, target)
     # Narrowing would change logits, which are taken as exact.
     pair = align(input, target, np.dtype(np.float64), stacklevel=stacklevel + 1)
@@ -209,14 +208,7 @@ def prepare_logits(
     return graph.Logits(pair, temperature, graph.computed_in(wide, temperature)), to
 
 
-def last_axis(axis: int, array: da.Array) -> da.Array:
-    """Move an axis, counted from the last, to the end. Array expressions have no moveaxis."""
-    axes = list(range(array.ndim))
-    axes.append(axes.pop(axis))
-    return array if axis == -1 else array.transpose(axes)
-
-
 def merged_positions(logits: graph.Logits, split_every: SplitEvery) -> tuple[Pair, da.Array]:
     """Return what stands for the positions, and their merged partial."""
     positions, blocks = graph.position_partials(logits, split_every)
-    return positions, graph.merged(blocks, split_every, whole(positions))
+    return positions, graph.merged(blocks, split_every, positions.axes)

@@ -12,9 +12,9 @@ from dask.base import DaskMethodsMixin
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import format_bytes
 
-from kldiv_dask import graph, labelled
+from kldiv_dask import graph, xarray_support
 from kldiv_dask.align import Pair
-from kldiv_dask.functional.divergence import prepare, whole
+from kldiv_dask.functional.divergence import prepare
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import Reduction
 
@@ -255,16 +255,16 @@ def kl_div_summary(
     >>> kl_div_summary(np.array([-np.inf, 0.0]), np.zeros(2)).compute().nan_count
     np.int64(1)
     """
-    given = labelled.match(input, target, {"where": where})
+    given = xarray_support.match(input, target, {"where": where})
     pair, term = prepare(given, log_target, dtype, zero_safe, stacklevel=2)
-    return summarise(graph.partials(pair, term, whole(pair)), pair, term.dtype, split_every)
+    return summarize(graph.partials(pair, term, pair.axes), pair, term.dtype, split_every)
 
 
-def summarise(
+def summarize(
     blocks: da.Array, pair: Pair, dtype: np.dtype[Any], split_every: SplitEvery
 ) -> LazySummary:
     """Return the lazy summary of partials."""
-    merged = graph.merged(blocks, split_every, whole(pair))
+    merged = graph.merged(blocks, split_every, pair.axes)
     return LazySummary(_fields(merged, pair, dtype), graph.size(blocks), blocks, pair)
 
 

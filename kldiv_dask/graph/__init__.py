@@ -1,4 +1,4 @@
-"""Dask graphs over an aligned pair: block, merge, finalise.
+"""Dask graphs over an aligned pair: block, merge, finalize.
 
 Everything here is public Dask API, so that the result works under Dask's default arrays and under
 ``array.query-planning``.
@@ -6,7 +6,7 @@ Everything here is public Dask API, so that the result works under Dask's defaul
 
 from kldiv_dask.graph.blocks import partials, sums, terms
 from kldiv_dask.graph.evaluations import merged_state, states
-from kldiv_dask.graph.finalise import batch_size, count, value, values, without
+from kldiv_dask.graph.finalize import batch_size, count, value, values, without
 from kldiv_dask.graph.gathering import gathered
 from kldiv_dask.graph.positions import (
     Logits,

@@ -8,12 +8,12 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair
 from kldiv_dask.graph.stages import Function, stage
 from kldiv_dask.kernels import pointwise
 from kldiv_dask.kernels.pointwise import Chunk, Mask, Term
-from kldiv_dask.kernels.rows import OUTPUTS, RowSums
+from kldiv_dask.kernels.pointwise_rows import OUTPUTS, RowSums
 from kldiv_dask.options import Kind
 from kldiv_dask.storage import check_maps
 
@@ -89,16 +89,16 @@ def _block(
     shape: Shape,
     *,
     term: Term,
-) -> partial.Partial:
+) -> partial_sum.Partial:
     """Reduce a pair of chunks to one partial."""
-    result = partial.zero((1,) * len(shape))
-    state = result.reshape(partial.SIZE)
+    result = partial_sum.zero((1,) * len(shape))
+    state = result.reshape(partial_sum.SIZE)
     pointwise.add_block(state, input, target, term, where)
     numel = math.prod(shape)
     if where is not None and numel:
         numel = int(np.count_nonzero(where)) * (numel // where.size)
-    state[partial.NUMEL] = numel
-    state[partial.ROWS] = input.shape[0] if input.ndim else 1
+    state[partial_sum.NUMEL] = numel
+    state[partial_sum.ROWS] = input.shape[0] if input.ndim else 1
     return result
 
 
@@ -111,15 +111,15 @@ def _partials(
     *,
     term: Term,
     axes: Shape,
-) -> partial.Partial:
+) -> partial_sum.Partial:
     """Reduce some axes of a pair of chunks to length one, with a partial for each output."""
     sums = RowSums(input, target, where, axes, term)
-    result = partial.zero(_reduced(shape, axes))
-    states = result.reshape(*sums.shape, partial.SIZE)
+    result = partial_sum.zero(_reduced(shape, axes))
+    states = result.reshape(*sums.shape, partial_sum.SIZE)
     for piece in sums.pieces:
-        rows = states[piece].reshape(-1, partial.SIZE)
+        rows = states[piece].reshape(-1, partial_sum.SIZE)
         sums.add(rows, piece)
-        rows[:, partial.NUMEL] = sums.included(piece)
+        rows[:, partial_sum.NUMEL] = sums.included(piece)
     return result
 
 
@@ -137,14 +137,14 @@ def _sums(
     """Reduce some axes of a pair of chunks, which are whole in it, to length one."""
     sums = RowSums(input, target, where, axes, term)
     result = np.empty(sums.shape, term.dtype)
-    states = partial.zero((min(OUTPUTS, result.size),))
+    states = partial_sum.zero((min(OUTPUTS, result.size),))
     for piece in sums.pieces:
         out = result[piece]
         rows = states[: out.size]
         rows[...] = 0
         sums.add(rows, piece)
         divisors = sums.included(piece) if kind == "mean" else np.ones(out.size, np.int64)
-        out[...] = partial.quotients(rows, divisors, term.dtype).reshape(out.shape)
+        out[...] = partial_sum.quotients(rows, divisors, term.dtype).reshape(out.shape)
     return result.reshape(_reduced(shape, axes))
 
 
@@ -169,7 +169,7 @@ def partials(pair: Pair, term: Term, axes: Shape) -> da.Array:
         pair,
         _chunks(pair, axes),
         np.dtype(np.int64),
-        new_axes={pair.ndim: partial.SIZE},
+        new_axes={pair.ndim: partial_sum.SIZE},
         term=term,
         **keywords,
     )

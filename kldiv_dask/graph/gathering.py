@@ -6,12 +6,12 @@ import warnings
 import dask.array as da
 from dask.utils import format_bytes
 
-from kldiv_dask import config, partial
+from kldiv_dask import config, partial_sum
 from kldiv_dask.align import Chunks, Pair
 from kldiv_dask.graph.tree import MERGE_BYTES
 
 # Of a partial.
-BYTES = 8 * partial.SIZE
+BYTES = 8 * partial_sum.SIZE
 
 
 def gathered(pair: Pair, axes: tuple[int, ...], *, stacklevel: int) -> Pair:

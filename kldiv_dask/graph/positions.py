@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair, alone
 from kldiv_dask.graph.blocks import Shape, blockwise, of_pair
-from kldiv_dask.graph.finalise import without
+from kldiv_dask.graph.finalize import without
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.graph.tree import SplitEvery, fan_in, unchanged
-from kldiv_dask.kernels import softmax
-from kldiv_dask.kernels.softmax import Chunk, Mask, Result, computed_in
-from kldiv_dask.kernels.states import STATE
-from kldiv_dask.kernels.values import add_values
+from kldiv_dask.kernels import softmax_kl
+from kldiv_dask.kernels.exact_values import add_values
+from kldiv_dask.kernels.softmax_kl import Chunk, Mask, Result, computed_in
+from kldiv_dask.kernels.softmax_state import STATE
 
 __all__ = ["Logits", "computed_in", "divergences", "mask_positions", "position_partials"]
 
@@ -51,7 +51,7 @@ def _divergences(
     """Return the divergences of a pair of chunks that hold all classes."""
     if not shape[-1]:
         raise ValueError("input and target have 0 classes; accepted are equal numbers from 1 on")
-    divergences = softmax.block_divergences(input, target, _flat(where), compute, temperature)
+    divergences = softmax_kl.block_divergences(input, target, _flat(where), compute, temperature)
     return _rounded(divergences, to)[..., None]
 
 
@@ -65,7 +65,7 @@ def _states(
     temperature: float,
     compute: np.dtype[Any],
 ) -> Result:
-    states = softmax.block_states(input, target, _flat(where), compute, temperature)
+    states = softmax_kl.block_states(input, target, _flat(where), compute, temperature)
     return states[..., None, :]
 
 
@@ -88,7 +88,7 @@ class _Merge:
         self.temperature = temperature
 
     def __call__(self, states: Result, axis: Shape, keepdims: bool) -> Result:
-        return softmax.merge_states(states, self.temperature)[..., None, :]
+        return softmax_kl.merge_states(states, self.temperature)[..., None, :]
 
     def __dask_tokenize__(self) -> tuple[str, float]:
         return self.__name__, self.temperature
@@ -98,18 +98,18 @@ class _Merge:
 def _conclude(states: list[Result], where: Mask | None = None, *, to: np.dtype[Any]) -> Any:
     """Return the divergences of merged states, which come in a list of one."""
     (merged,) = states
-    return _rounded(softmax.divergences_of(merged, where), to)
+    return _rounded(softmax_kl.divergences_of(merged, where), to)
 
 
 @of_pair("block")
-def _sum(divergences: Result, _: Result, where: Mask | None, shape: Shape) -> partial.Partial:
+def _sum(divergences: Result, _: Result, where: Mask | None, shape: Shape) -> partial_sum.Partial:
     """Reduce a chunk of divergences to one partial."""
-    result = partial.zero((1,) * len(shape))
-    state = result.reshape(partial.SIZE)
+    result = partial_sum.zero((1,) * len(shape))
+    state = result.reshape(partial_sum.SIZE)
     values = divergences if where is None else divergences[np.broadcast_to(where, shape)]
     add_values(state, values.reshape(-1))
-    state[partial.NUMEL] = values.size
-    state[partial.ROWS] = shape[0]
+    state[partial_sum.NUMEL] = values.size
+    state[partial_sum.ROWS] = shape[0]
     return result
 
 
@@ -142,7 +142,7 @@ def position_partials(logits: Logits, split_every: SplitEvery) -> tuple[Pair, da
     """Return what stands for the positions, and the partial of each of their chunks."""
     pair = logits.pair
     positions = alone(_kept(logits, FLOAT64, split_every), pair.where, pair.nbytes)
-    axes, size = dict.fromkeys(range(positions.ndim), 1), {positions.ndim: partial.SIZE}
+    axes, size = dict.fromkeys(range(positions.ndim), 1), {positions.ndim: partial_sum.SIZE}
     return positions, blockwise(_sum, positions, axes, np.dtype(np.int64), size)
 
 

@@ -8,9 +8,9 @@ import dask
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import config, partial
+from kldiv_dask import config, partial_sum
 from kldiv_dask.graph.tree import merged
-from kldiv_dask.kernels.segments import pieces
+from kldiv_dask.grid import grid_slices
 
 # Pairs in a slab whose end somebody waits to hear of: a few for each of a hundred threads.
 AT_LEAST = 256
@@ -46,7 +46,7 @@ def walk(
     dask.array.Array
         What `merged` would return, of one chunk in memory.
     """
-    total = partial.zero()
+    total = partial_sum.zero()
     # One after the other: graphs that share tasks, such as the chunks of a mask, may not be in a
     # distributed scheduler's hands at once.
     most = config.count("slab-size")
@@ -54,13 +54,13 @@ def walk(
         most = min(most, max(size(blocks) // 16, AT_LEAST))
     for slab in _slabs(blocks, most):
         (found,) = dask.compute(merged(slab, None, tuple(range(slab.ndim - 1))), **kwargs)
-        total = partial.merge(np.stack([total, found.reshape(partial.SIZE)]), axis=(0,))
+        total = partial_sum.merge(np.stack([total, found.reshape(partial_sum.SIZE)]), axis=(0,))
         if progress:
             progress(size(slab))
     return da.from_array(total.reshape((1,) * (blocks.ndim - 1) + total.shape))
 
 
 def _slabs(blocks: da.Array, most: int) -> Iterator[da.Array]:
-    for place in pieces(blocks.numblocks[:-1], most):
+    for place in grid_slices(blocks.numblocks[:-1], most):
         # A block of partials has one element along each axis of the grid.
         yield blocks[place]

@@ -7,7 +7,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import config, partial
+from kldiv_dask import config, partial_sum
 from kldiv_dask.graph.stages import stage
 
 SplitEvery = int | Mapping[int, int] | None
@@ -23,8 +23,10 @@ def unchanged(block: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
 
 
 @stage("merge")
-def _merge(partials: partial.Partial, axis: tuple[int, ...], keepdims: bool) -> partial.Partial:
-    return partial.merge(partials, axis, keepdims)
+def _merge(
+    partials: partial_sum.Partial, axis: tuple[int, ...], keepdims: bool
+) -> partial_sum.Partial:
+    return partial_sum.merge(partials, axis, keepdims)
 
 
 def merged(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> da.Array:
@@ -42,7 +44,7 @@ def merged(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> 
         keepdims=True,
         dtype=np.int64,
         split_every={axis: shares[axis] for axis in axes},
-        meta=partial.zero((0,) * ndim),
+        meta=partial_sum.zero((0,) * ndim),
     )
 
 

@@ -6,10 +6,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.compiled import compiled, inner_function
 from kldiv_dask.kernels.elementary import exp
-from kldiv_dask.kernels.states import PIECE, range_of
-from kldiv_dask.kernels.stored import as_stored, stored_type, widen
+from kldiv_dask.kernels.half_floats import as_stored, stored_type, widen
+from kldiv_dask.kernels.jit import compiled, inner_function
+from kldiv_dask.kernels.softmax_state import PIECE, range_of
 
 # What an operand may hold.
 LOGITS, LOG_PROBS, PROBS = range(3)
@@ -117,14 +117,14 @@ def wider(extent, other):
     )
 
 
-def _fill_resemblances(stored, holds, tolerance, like, resembles, constant, normalised):
+def _fill_resemblances(stored, holds, tolerance, like, resembles, constant, normalized):
     classes = stored.size // resembles.size
     for i in range(resembles.size):
         row = i * classes, (i + 1) * classes
         extent = extent_of(stored, row, like)
         resembles[i] = resemblance(stored, row, extent, holds, tolerance, like[0])
         constant[i] = is_constant(row, extent, holds, tolerance)
-        normalised[i] = _sums_to_one(stored, row, like[0], holds == LOG_PROBS, NEARLY)
+        normalized[i] = _sums_to_one(stored, row, like[0], holds == LOG_PROBS, NEARLY)
 
 
 def inspect(
@@ -145,7 +145,7 @@ def inspect(
     stored = as_stored(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")))
     like = np.empty(PIECE, np.float64 if stored.dtype.itemsize == 8 else np.float32)
     resembles, constant = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
-    normalised = np.zeros(len(rows), np.bool_)
+    normalized = np.zeros(len(rows), np.bool_)
     signature = (
         numba.types.Array(stored_type(stored), 1, "C", readonly=True),
         numba.int64,
@@ -156,5 +156,5 @@ def inspect(
         numba.boolean[::1],
     )
     fill = compiled(_fill_resemblances, signature)
-    fill(stored.reshape(-1), holds, tolerance, like, resembles, constant, normalised)
-    return resembles, constant, normalised
+    fill(stored.reshape(-1), holds, tolerance, like, resembles, constant, normalized)
+    return resembles, constant, normalized

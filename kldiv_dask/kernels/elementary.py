@@ -23,8 +23,8 @@ import numpy as np
 from numba import typeof, types
 from numba.extending import intrinsic, overload
 
-from kldiv_dask.kernels.bits import scaled, scaled_normal, significand_exponent
-from kldiv_dask.kernels.compiled import inner_function
+from kldiv_dask.kernels.jit import inner_function
+from kldiv_dask.kernels.llvm_bits import scaled, scaled_normal, significand_exponent
 
 Real = Any
 """A scalar of the type that a function is for."""
@@ -222,7 +222,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
     tiny_bias = real(bias + info.nmant)
     tiny_scale = real(2**info.nmant)
 
-    # Numba's check of the divisor would keep the loop from being vectorised.
+    # Numba's check of the divisor would keep the loop from being vectorized.
     @inner_function
     def logarithm(x: Real, bias: Real) -> Real:
         m, exponent = significand_exponent(x, start)

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.kernels.bits import (
+from kldiv_dask.kernels.half_floats import widen
+from kldiv_dask.kernels.jit import inlined_function, inner_function
+from kldiv_dask.kernels.llvm_bits import (
     float64_bits,
     float64_from_bits,
     from_magnitude,
@@ -19,9 +21,7 @@ from kldiv_dask.kernels.bits import (
     magnitude_bits,
     nonzero_bits,
 )
-from kldiv_dask.kernels.compiled import inlined_function, inner_function
-from kldiv_dask.kernels.machine import tile_size, wide_vectors
-from kldiv_dask.kernels.stored import widen
+from kldiv_dask.kernels.llvm_hints import tile_size, wide_vectors
 
 # 66 limbs of 32 bits span 2**-1074 ... 2**1024; two more hold the carries of 2**64 largest terms.
 LIMBS = 68

@@ -25,8 +25,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kldiv_dask.kernels.compiled import compiled, inner_function
-from kldiv_dask.kernels.machine import wide_vectors
+from kldiv_dask.kernels.jit import compiled, inner_function
+from kldiv_dask.kernels.llvm_hints import wide_vectors
 
 Built = tuple[Any, Callable[..., Any]]
 

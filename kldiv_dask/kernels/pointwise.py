@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels import exact_sum
-from kldiv_dask.kernels.bits import narrow_or, oddity
-from kldiv_dask.kernels.compiled import Kernel, compiled, inner_function
 from kldiv_dask.kernels.elementary import (
     EXP_NORMAL_F32,
     EXP_NORMAL_F64,
@@ -18,9 +16,11 @@ from kldiv_dask.kernels.elementary import (
     log,
     log_normal,
 )
-from kldiv_dask.kernels.machine import prefetch, tile_length, tile_size, wide_vectors
-from kldiv_dask.kernels.segments import segments
-from kldiv_dask.kernels.stored import as_stored, narrow, stored_type, widen
+from kldiv_dask.kernels.half_floats import as_stored, narrow, stored_type, widen
+from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
+from kldiv_dask.kernels.layout import segments
+from kldiv_dask.kernels.llvm_bits import narrow_or, oddity
+from kldiv_dask.kernels.llvm_hints import prefetch, tile_length, tile_size, wide_vectors
 
 Array = npt.NDArray[Any]
 Chunk = npt.NDArray[np.floating]

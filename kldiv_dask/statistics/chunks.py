@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.comparison import MEASURES, measured
+from kldiv_dask.kernels.softmax_measures import MEASURES, measured
 from kldiv_dask.statistics import state
 from kldiv_dask.statistics.state import CELLS, COLUMNS, Positions, State
 
@@ -65,12 +65,12 @@ def evaluate_chunks(
         names, codes = np.unique(groups, return_inverse=True)
         codes = np.broadcast_to(codes.reshape(groups.shape), shape).reshape(-1)
     included = None if where is None else np.broadcast_to(where, shape).reshape(-1)
-    chosen, labelled = np.zeros(math.prod(shape), np.int64), None
+    chosen, labeled = np.zeros(math.prod(shape), np.int64), None
     if labels is not None:
         labels = np.broadcast_to(labels, shape).reshape(-1).astype(np.int64)
-        labelled = labels != NO_LABEL
-        _check_labels(labels, labelled, classes, tuple(shape), start)
-        chosen = np.where(labelled, labels, 0)
+        labeled = labels != NO_LABEL
+        _check_labels(labels, labeled, classes, tuple(shape), start)
+        chosen = np.where(labeled, labels, 0)
     states = [_nothing(names, labels is not None)]
     options = plan.dtype, plan.temperature, plan.kind, plan.tolerances, plan.generalized
     for batch in measured(input, target, chosen, *options):
@@ -90,7 +90,7 @@ def evaluate_chunks(
             codes=np.zeros(flat.size, np.int64) if codes is None else codes[flat],
             cells=places[plan.cluster_axis] // plan.each if places else flat,
             columns=places[-1] // run_length(plan.shape[-1], COLUMNS) if len(places) > 1 else None,
-            labelled=None if labelled is None else labelled[flat],
+            labeled=None if labeled is None else labeled[flat],
             tolerances=plan.tolerances,
         )
         states.append(state.of(positions))
@@ -102,11 +102,11 @@ def evaluate_chunks(
 def _nothing(names: npt.NDArray[Any], with_labels: bool) -> State:
     """Return the state of no position."""
     none = np.zeros(0, np.int64)
-    labelled = np.zeros(0, bool) if with_labels else None
+    labeled = np.zeros(0, bool) if with_labels else None
     measures, hashes = np.zeros((MEASURES, 0)), np.zeros((2, 0), np.uint64)
     zero = (0.0, 0.0)
     return state.of(
-        Positions(measures, hashes, none, False, names, none, none, none, labelled, zero)
+        Positions(measures, hashes, none, False, names, none, none, none, labeled, zero)
     )
 
 
@@ -117,12 +117,12 @@ def run_length(length: int, most: int) -> int:
 
 def _check_labels(
     labels: npt.NDArray[np.int64],
-    labelled: npt.NDArray[np.bool_],
+    labeled: npt.NDArray[np.bool_],
     classes: int,
     shape: tuple[int, ...],
     start: tuple[int, ...],
 ) -> None:
-    wrong = np.flatnonzero(labelled & ((labels < 0) | (labels >= classes)))
+    wrong = np.flatnonzero(labeled & ((labels < 0) | (labels >= classes)))
     if wrong.size:
         place = np.unravel_index(wrong[0], shape)
         index = tuple(int(i) + first for i, first in zip(place, start, strict=True))

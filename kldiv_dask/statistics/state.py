@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels import checks, comparison, fingerprint
+from kldiv_dask.kernels import checks, fingerprint, softmax_measures
 from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.sketch import bins_of
 from kldiv_dask.statistics.tables import Floats, Integers, Table, key_of
@@ -29,7 +29,7 @@ LABEL_SUMS = (
 )
 
 # What is counted beside positions: where the top classes agree, and where there is a label.
-AGREEING, LABELLED = 1, 2
+AGREEING, LABELED = 1, 2
 
 # What may be wrong with the data: what is counted of positions.
 CHECKS = (
@@ -37,8 +37,8 @@ CHECKS = (
     "infinite",
     "input_excludes_classes",
     "target_excludes_classes",
-    "input_not_normalised",
-    "target_not_normalised",
+    "input_not_normalized",
+    "target_not_normalized",
     "input_constant",
     "target_constant",
     "input_resembles_probs",
@@ -51,14 +51,14 @@ CHECKS = (
     "target_label_at_floor",
 )
 
-# Sequences are put into at most so many cells, runs of neighbours, whose sums are kept. With more
+# Sequences are put into at most so many cells, runs of neighbors, whose sums are kept. With more
 # sequences than cells the standard error has 1023 degrees of freedom, and so an error of 2 %.
 CELLS = 1024
 
-# Runs of neighbours along the last axis whose means are kept.
+# Runs of neighbors along the last axis whose means are kept.
 COLUMNS = 4096
 
-# Cells, and columns, of all groups together; beyond, neighbours are joined by twos.
+# Cells, and columns, of all groups together; beyond, neighbors are joined by twos.
 MOST_RUNS = 2**17
 
 # Sums that are joined at once, in bytes.
@@ -112,7 +112,7 @@ class Positions(NamedTuple):
     `hashes` are those of the rows of input and target, `places` the numbers of the positions in C
     order, `grouped` whether there are groups, `groups` the names of those here and `codes` which of
     them each is in, `cells` and `columns` the run of sequences and that along the last axis that
-    each is in, `labelled` whether there is a label, `tolerances` how far from 1 the probabilities
+    each is in, `labeled` whether there is a label, `tolerances` how far from 1 the probabilities
     of input and target may sum.
     """
 
@@ -124,24 +124,29 @@ class Positions(NamedTuple):
     codes: Integers
     cells: Integers
     columns: Integers | None
-    labelled: npt.NDArray[np.bool_] | None
+    labeled: npt.NDArray[np.bool_] | None
     tolerances: tuple[float, float]
 
 
 def of(positions: Positions) -> State:
     """Return the state of some positions."""
     measures, codes = positions.measures, positions.codes
-    kl = measures[comparison.FORWARD]
+    kl = measures[softmax_measures.FORWARD]
     with np.errstate(over="ignore"):
         squared = kl * kl
-    sums = [kl, squared, measures[comparison.BACKWARD], measures[comparison.JENSEN_SHANNON]]
-    counts = [measures[comparison.AGREES].astype(np.int64)]
+    sums = [
+        kl,
+        squared,
+        measures[softmax_measures.BACKWARD],
+        measures[softmax_measures.JENSEN_SHANNON],
+    ]
+    counts = [measures[softmax_measures.AGREES].astype(np.int64)]
     label_bins = _no_table(1, 0)
-    if positions.labelled is not None:
-        chosen = positions.labelled
+    if positions.labeled is not None:
+        chosen = positions.labeled
         counts.append(chosen.astype(np.int64))
         sums += _label_sums(measures, chosen)
-        change = measures[comparison.CHANGE]
+        change = measures[softmax_measures.CHANGE]
         usable = chosen & ~np.isnan(change)
         label_bins = _binned(codes[usable], change[usable])
     ordered, finite, infinite = ~np.isnan(kl), np.isfinite(kl), np.isinf(kl)
@@ -170,7 +175,7 @@ def of(positions: Positions) -> State:
 
 def _label_sums(measures: Floats, chosen: npt.NDArray[np.bool_]) -> list[Floats]:
     """Return the summands of what labels tell, 0 where there is none."""
-    log_input, log_target, change = measures[comparison.LOG_INPUT :]
+    log_input, log_target, change = measures[softmax_measures.LOG_INPUT :]
     with np.errstate(invalid="ignore", over="ignore"):
         nll_change = log_target - log_input
         squared = nll_change * nll_change
@@ -199,20 +204,20 @@ def _checked(positions: Positions, kl: Floats) -> tuple[Table, Extremes, Floats]
     """Return how often and where checks have failed, and how far from 1 probabilities sum to."""
     measures = positions.measures
     # NaN, where nothing is to sum to 1, is never far from it.
-    distances = np.abs(measures[[comparison.MASS_INPUT, comparison.MASS_TARGET]] - 1)
-    resembles = measures[[comparison.RESEMBLES_INPUT, comparison.RESEMBLES_TARGET]]
-    labelled = False if positions.labelled is None else positions.labelled
+    distances = np.abs(measures[[softmax_measures.MASS_INPUT, softmax_measures.MASS_TARGET]] - 1)
+    resembles = measures[[softmax_measures.RESEMBLES_INPUT, softmax_measures.RESEMBLES_TARGET]]
+    labeled = False if positions.labeled is None else positions.labeled
     failures = [
         np.isnan(kl),
         np.isinf(kl),
-        measures[comparison.EXCLUDES_INPUT] != 0,
-        measures[comparison.EXCLUDES_TARGET] != 0,
+        measures[softmax_measures.EXCLUDES_INPUT] != 0,
+        measures[softmax_measures.EXCLUDES_TARGET] != 0,
         *(distances > np.array(positions.tolerances)[:, None]),
-        *(measures[[comparison.CONSTANT_INPUT, comparison.CONSTANT_TARGET]] != 0),
+        *(measures[[softmax_measures.CONSTANT_INPUT, softmax_measures.CONSTANT_TARGET]] != 0),
         *(resembles == checks.RESEMBLES_PROBS),
         *(resembles == checks.RESEMBLES_LOG_PROBS),
         *(resembles == checks.OUT_OF_RANGE),
-        *((measures[[comparison.FLOOR_INPUT, comparison.FLOOR_TARGET]] != 0) & labelled),
+        *((measures[[softmax_measures.FLOOR_INPUT, softmax_measures.FLOOR_TARGET]] != 0) & labeled),
     ]
     kinds, which = np.nonzero(failures)
     finite = np.where(np.isfinite(distances), distances, 0.0)
@@ -290,7 +295,7 @@ def together(parts: Sequence[Extremes]) -> Extremes:
 
 
 def _bounded(state: State) -> State:
-    """Join neighbours until there are not too many."""
+    """Join neighbors until there are not too many."""
     return state._replace(
         cells=tables.bounded(state.cells, MOST_RUNS),
         group_columns=tables.bounded(state.group_columns, MOST_RUNS),

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.kernels.exact_sum import carry
-from kldiv_dask.kernels.values import add_runs
+from kldiv_dask.kernels.exact_values import add_runs
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -22,7 +22,7 @@ class Table(NamedTuple):
 
     `keys` are sorted and each is there once. `sums` has the shape ``(keys, sums, SIZE)``, a
     canonical partial for each, and `counts` the shape ``(keys, counts)``. The lower parts of the
-    keys have been halved `halvings` times, which joins neighbours.
+    keys have been halved `halvings` times, which joins neighbors.
     """
 
     keys: Integers
@@ -72,7 +72,7 @@ def tabulate(keys: Integers, counts: Sequence[Integers], sums: Sequence[Floats])
     starts = np.append(0, ends[:-1])[: ends.size]
     counted = [ends - starts]
     counted += [np.add.reduceat(count[order], starts) for count in counts if ends.size]
-    states = np.zeros((len(sums), unique.size, partial.SIZE), np.int64)
+    states = np.zeros((len(sums), unique.size, partial_sum.SIZE), np.int64)
     for state, values in zip(states, sums, strict=True):
         add_runs(state, values[order], ends)
     stacked = np.stack(counted, axis=-1) if ends.size else np.zeros((0, 1 + len(counts)), np.int64)

@@ -22,10 +22,10 @@ _PARTS, _SMALL = 64, 8 * 2**20
 _EXCESS = 2
 
 Chunks: TypeAlias = int | str | Sequence[Any] | Mapping[int, Any] | None
-NormalisedChunks: TypeAlias = tuple[tuple[int, ...], ...]
+NormalizedChunks: TypeAlias = tuple[tuple[int, ...], ...]
 
 
-def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedChunks:
+def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalizedChunks:
     """Choose one chunking for arrays that are read together.
 
     `dask.array`'s own automatic chunks keep an aspect ratio, so they cut the last axis, the
@@ -75,7 +75,7 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
             most = [min(one // itemsize, bound) for one in limits]
             chunks = _grow(unit, shape, most, largest.order)
         _check_count(chunks, shape, math.prod(shape) * itemsize)
-        planned: NormalisedChunks = da.core.normalize_chunks(
+        planned: NormalizedChunks = da.core.normalize_chunks(
             chunks, shape=shape, dtype=dtype, previous_chunks=unit
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -86,7 +86,7 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalisedC
     return planned
 
 
-def restrict(chunks: NormalisedChunks, shape: tuple[int, ...]) -> NormalisedChunks:
+def restrict(chunks: NormalizedChunks, shape: tuple[int, ...]) -> NormalizedChunks:
     """Give the part of a broadcast chunking that concerns an array of `shape`.
 
     Parameters

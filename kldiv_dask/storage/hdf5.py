@@ -196,7 +196,7 @@ def _opened(path: str) -> Iterator[Any]:
         raise ValueError(f"{path} is damaged or no HDF5 file: {error}") from error
 
 
-def recognises(path: str) -> bool:
+def recognizes(path: str) -> bool:
     """Whether `path` ends as the names of HDF5 files do, or begins with their signature."""
     return path.lower().endswith(_SUFFIXES) or signature(path) == _SIGNATURE
 

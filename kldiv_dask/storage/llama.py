@@ -1,6 +1,6 @@
 """Base files of llama.cpp: what a language model predicts, token by token.
 
-``llama-perplexity --save-all-logits base.kld`` writes one, and compares quantised models with it.
+``llama-perplexity --save-all-logits base.kld`` writes one, and compares quantized models with it.
 Numbers are little-endian::
 
     8 bytes  ``_logits_``
@@ -104,7 +104,7 @@ class LogProbsSource(MappedSource):
     grew with the depth of a class. Root mean square error of the mean divergence, in percent:
 
     ===============  ==================  ================  ====================
-    true divergence  sum p log(p / q)    the same, -p + q  of normalised rows
+    true divergence  sum p log(p / q)    the same, -p + q  of normalized rows
     ===============  ==================  ================  ====================
     below 1e-5       384                 2                 2
     1e-5 to 1e-3     27                  0.8               0.9
@@ -267,7 +267,7 @@ def _rounding(step: Any) -> Any:
     return np.expm1(_CODE_SLACK * step + _HEAD_SLACK)
 
 
-def recognises(path: str) -> bool:
+def recognizes(path: str) -> bool:
     """Whether `path` is a local file that begins with the signature of a base file."""
     return signature(path) == _SIGNATURE
 
@@ -382,7 +382,7 @@ def other_text(first: Source, second: Source, *, whole: bool = True) -> str:
 
 
 def _is_of_base_file(source: Source) -> bool:
-    return isinstance(source, MappedSource) and source.key in _KEYS and recognises(source.path)
+    return isinstance(source, MappedSource) and source.key in _KEYS and recognizes(source.path)
 
 
 def _difference(first: Source, second: Source, whole: bool) -> str:

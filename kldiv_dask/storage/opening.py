@@ -13,8 +13,8 @@ import numpy as np
 from dask.blockwise import Blockwise
 
 from kldiv_dask.storage import hdf5, llama, npy, safetensors, zarr
-from kldiv_dask.storage.chunking import Chunks, NormalisedChunks, plan_chunks, restrict
-from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalise_path
+from kldiv_dask.storage.chunking import Chunks, NormalizedChunks, plan_chunks, restrict
+from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalize_path
 from kldiv_dask.storage.text import printable_errors
 
 PathLike = str | os.PathLike[str]
@@ -25,7 +25,7 @@ class Format(Protocol):
 
     DESCRIPTION: str
 
-    def recognises(self, path: str) -> bool:
+    def recognizes(self, path: str) -> bool:
         """Whether this format is the one to open `path` with."""
 
     def open_source(self, path: str, key: str | None) -> Source:
@@ -85,7 +85,7 @@ def open_array(
     FileNotFoundError
         If there is nothing at `path`.
     ValueError
-        If the format is not recognised, the file is damaged or truncated, `key` does not name an
+        If the format is not recognized, the file is damaged or truncated, `key` does not name an
         array or is needed, its numbers are packed (the CF attributes ``scale_factor`` and
         ``add_offset``, which xarray applies), `chunks` does not suit the shape, or
         `allow_truncated` the format.
@@ -121,7 +121,7 @@ def open_array(
     128,256 classes, with 1.3 % raised, it was 0.9 % from 1e-3 on, 5 % below that, and 0.06 %.
     `kl_div` with ``log_target`` leaves out the excess: it is as good from 1e-3 on (2 % off with
     128,256 classes), misses smaller divergences by 27 % and more, and is negative for models that
-    are nearly the same. `kl_div_with_logits` normalises the rows: its errors are up to twice those
+    are nearly the same. `kl_div_with_logits` normalizes the rows: its errors are up to twice those
     of `evaluate`, perplexities of such rows are 0.2 to 0.9 % off. With the floor of 24 nats,
     `evaluate` is within 0.7 % from 1e-5 on.
 
@@ -226,11 +226,11 @@ def open_pair(
 
 def _open_source(path: PathLike, key: str | None) -> Source:
     """Find the format of `path` and open it."""
-    path = normalise_path(path)
+    path = normalize_path(path)
     if not is_url(path) and not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist")
     for module in FORMATS:
-        if module.recognises(path):
+        if module.recognizes(path):
             return module.open_source(path, key)
     *known, last = (module.DESCRIPTION for module in FORMATS)
     raise ValueError(
@@ -244,12 +244,12 @@ def _open_sources(
     arguments: Sequence[str] = ("key",),
 ) -> list[Source]:
     """Open paths with keys, given as `arguments`; base files of llama.cpp maybe truncated."""
-    of_llama = [allow_truncated and llama.recognises(normalise_path(path)) for path, _ in paths]
+    of_llama = [allow_truncated and llama.recognizes(normalize_path(path)) for path, _ in paths]
     sources: list[Source] = []
     for (path, key), argument, is_llama in zip(paths, arguments, of_llama, strict=True):
         with key_called(argument):
             sources.append(
-                llama.open_source(normalise_path(path), key, allow_truncated=True)
+                llama.open_source(normalize_path(path), key, allow_truncated=True)
                 if is_llama
                 else _open_source(path, key)
             )
@@ -273,7 +273,7 @@ def key_called(argument: str) -> Iterator[None]:
         raise ValueError(message) from error
 
 
-def _to_dask(source: Source, planned: NormalisedChunks) -> da.Array:
+def _to_dask(source: Source, planned: NormalizedChunks) -> da.Array:
     """Wrap a source, with its part of the planned chunks."""
     chunks = restrict(planned, source.shape)
     array = da.from_array(

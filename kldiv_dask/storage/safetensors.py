@@ -26,7 +26,7 @@ _DTYPES = {
 }
 
 
-def recognises(path: str) -> bool:
+def recognizes(path: str) -> bool:
     """Whether `path` is meant as a ``.safetensors`` file."""
     return path.lower().endswith(".safetensors")
 

@@ -270,7 +270,7 @@ def name_some(names: Sequence[str]) -> str:
     return f"pass key=, one of {', '.join(map(repr, names[:10]))}{more}"
 
 
-def normalise_path(path: str | os.PathLike[str]) -> str:
+def normalize_path(path: str | os.PathLike[str]) -> str:
     """Spell `path` alike for every process: absolute, and without ``file://``, or else a URL."""
     path = os.fspath(path).removeprefix("file://")
     return path if is_url(path) else os.path.abspath(path)

@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.kernels import pointwise
 from tests.benchmarks.measurement import Array, Run, counted, in_parts
 from tests.cases import dtype_of
@@ -78,8 +78,8 @@ def _this_library(case: Case, x: Array, t: Array) -> Run:
     """The function that Dask calls for each pair of chunks, and what it does with partials."""
     term = pointwise.Term(x.dtype, case.log_target, False)
 
-    def block(x: Array, t: Array) -> partial.Partial:
-        state = partial.zero()
+    def block(x: Array, t: Array) -> partial_sum.Partial:
+        state = partial_sum.zero()
         pointwise.add_block(state, x, t, term)
         return state
 
@@ -87,7 +87,9 @@ def _this_library(case: Case, x: Array, t: Array) -> Run:
         return in_parts(lambda x, t: pointwise.block_terms(x, t, term), case.threads, x, t)
     blocks = in_parts(block, case.threads, x, t)
     return lambda: [
-        partial.quotient(partial.total(partial.merge(np.stack(blocks()), (0,))), 1, x.dtype)
+        partial_sum.quotient(
+            partial_sum.total(partial_sum.merge(np.stack(blocks()), (0,))), 1, x.dtype
+        )
     ]
 
 

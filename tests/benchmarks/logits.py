@@ -17,7 +17,7 @@ import dask.array as da
 import numpy as np
 
 from kldiv_dask import kl_div_with_logits
-from kldiv_dask.kernels import softmax
+from kldiv_dask.kernels import softmax_kl
 from tests.benchmarks.comparison import around
 from tests.benchmarks.measurement import Array, Times, pinned, read
 
@@ -37,10 +37,10 @@ def contestants(student: Array, teacher: Array) -> dict[str, Contestant]:
     """Return who is compared, as far as it is installed."""
     chunks = [da.from_array(array, chunks=-1) for array in (student, teacher)]
     ours = kl_div_with_logits(*chunks, reduction="batchmean")
-    compute = softmax.computed_in(student.dtype == np.float64, 1.0)
+    compute = softmax_kl.computed_in(student.dtype == np.float64, 1.0)
     found: dict[str, Contestant] = {
         OURS: lambda: (
-            softmax.block_divergences(student, teacher, None, compute, 1.0).sum() / len(student)
+            softmax_kl.block_divergences(student, teacher, None, compute, 1.0).sum() / len(student)
         ),
         THROUGH_DASK: lambda: ours.compute(scheduler="sync"),
     }

@@ -1,7 +1,7 @@
 """What a graph of many pairs of chunks costs, and what a second worker process brings.
 
 Run as ``python -m tests.benchmarks.scale``. The first table is of pairs of 2 x 4 elements in
-memory: building, optimising and pickling one graph, and computing slab by slab on a cluster of one
+memory: building, optimizing and pickling one graph, and computing slab by slab on a cluster of one
 worker process, whose scheduler lives in the measured process. Each row is a process of its own. The
 second is of a Zarr pair, on one thread in each of one and of two processes.
 """
@@ -42,8 +42,8 @@ def graph_row(count: int) -> str:
     start = time.perf_counter()
     lazy = pairs_of_chunks(count)
     built = time.perf_counter()
-    (optimised,) = dask.optimize(lazy.sum)
-    graph = optimised.__dask_graph__()
+    (optimized,) = dask.optimize(lazy.sum)
+    graph = optimized.__dask_graph__()
     tasks = len(graph)
     done = time.perf_counter()
     size = len(cloudpickle.dumps(dict(graph))) if count <= 10_000 else None
@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> None:
     rows = [("graph", count) for count in options.graphs]
     rows += [("slabs", count) for count in options.walks]
     if rows:
-        print("| | pairs | µs a pair | µs to optimise | tasks a pair | bytes a pair | peak MiB |")
+        print("| | pairs | µs a pair | µs to optimize | tasks a pair | bytes a pair | peak MiB |")
         print("| --- | --: | --: | --: | --: | --: | --: |")
     for kind, count in rows:
         command = [sys.executable, "-m", "tests.benchmarks.scale", "--row", kind, str(count)]

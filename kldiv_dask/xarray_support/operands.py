@@ -7,7 +7,7 @@ import dask.array as da
 
 from kldiv_dask.align import as_dask
 from kldiv_dask.arrays import check_pandas
-from kldiv_dask.labelled.names import (
+from kldiv_dask.xarray_support.names import (
     Arrays,
     Dims,
     Sizes,
@@ -26,7 +26,7 @@ class Operands(NamedTuple):
 
     `small` are those that broadcast to the result, by argument, and `axis` numbers what was meant.
     `dims` are the dimensions of the broadcast operands, classes last. They and `named`, the
-    operands that are labelled, are empty if none is.
+    operands that are labeled, are empty if none is.
     """
 
     input: Any
@@ -86,8 +86,8 @@ def match(
     """
     given = {"input": input, "target": target} | dict(small)
     check_pandas(given)
-    labelled = {name: array for name, array in given.items() if is_named(name, array)}
-    named = {name: array for name, array in labelled.items() if name not in small}
+    labeled = {name: array for name, array in given.items() if is_named(name, array)}
+    named = {name: array for name, array in labeled.items() if name not in small}
     if not named:
         if dim is not None:
             raise ValueError(
@@ -96,7 +96,7 @@ def match(
         return Operands(input, target, dict(small), axis)
     import xarray
 
-    check_labels(labelled)
+    check_labels(labeled)
     sizes = {d: size for array in named.values() for d, size in array.sizes.items()}
     meant = meant_dims(dim, axis, named, tuple(sizes), classes)
     last = meant if classes else ()
@@ -110,7 +110,7 @@ def match(
                 f"{name} has the dimensions {shown(own[name])}, and not that of the classes, "
                 f"{shown(last)}"
             )
-    data = given | _in_chunks(labelled, given, own, sizes)
+    data = given | _in_chunks(labeled, given, own, sizes)
     # Xarray would read files to hand them over.
     arrays = tuple(array.copy(deep=False, data=data[name]) for name, array in named.items())
     data["input"], data["target"] = as_dask(data["input"], data["target"])
@@ -124,18 +124,18 @@ def match(
     return Operands(data.pop("input"), data.pop("target"), data, numbers, dims, arrays)
 
 
-def _in_chunks(labelled: Arrays, given: Arrays, own: Arrays, sizes: Sizes) -> dict[str, Any]:
-    """Return what labelled arrays hold; what has no chunks is read like the operand that has.
+def _in_chunks(labeled: Arrays, given: Arrays, own: Arrays, sizes: Sizes) -> dict[str, Any]:
+    """Return what labeled arrays hold; what has no chunks is read like the operand that has.
 
     That holds for arrays of files too, which xarray would otherwise read whole.
     """
     chunks: dict[Hashable, Any] = {}
     for name in ("input", "target"):
-        if name in labelled or isinstance(given[name], da.Array):
+        if name in labeled or isinstance(given[name], da.Array):
             known = zip(own[name], given[name].chunks or (), strict=False)
             chunks |= {d: lengths for d, lengths in known if sum(lengths) == sizes[d]}
     data = {}
-    for name, array in labelled.items():
+    for name, array in labeled.items():
         variable = array.variable.to_base_variable()
         if array.chunks is None:
             # What has no elements, or is refused later, has no automatic chunks.

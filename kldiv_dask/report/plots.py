@@ -1,6 +1,6 @@
 """Charts of an evaluation: its distribution, its course along the positions, its groups.
 
-Charts take the dictionary of `Evaluation.to_dict` and draw on Matplotlib axes, in the colours that
+Charts take the dictionary of `Evaluation.to_dict` and draw on Matplotlib axes, in the colors that
 are set there. The state of pyplot is neither read nor changed.
 """
 
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kldiv_dask.evaluation.shown import (
+from kldiv_dask.report.wording import (
     Report,
     basis,
     clean,
@@ -32,13 +32,13 @@ MOST_GROUPS = 40
 _DECADES = 12
 
 # Placeholders, which nobody sees, and what a page has in their stead to be light or dark.
-_COLOURS = {
+_COLORS = {
     "#010203": "currentColor",
     "#010204": "var(--grid, #8884)",
     "#010205": "var(--first, #2a6db0)",
     "#010206": "var(--second, #c2570c)",
 }
-_INK, _GRID, _FIRST, _SECOND = _COLOURS
+_INK, _GRID, _FIRST, _SECOND = _COLORS
 
 _STYLE = {
     "axes.edgecolor": _INK,
@@ -231,7 +231,7 @@ def figure(report: Report) -> "Figure":
 def svg(report: Report, name: str, label: str) -> str:
     """Return one of the charts of `heights` as SVG to put into a page, the same bytes every time.
 
-    Its text has the colour of the page's, its other colours are the variables ``--first``,
+    Its text has the color of the page's, its other colors are the variables ``--first``,
     ``--second`` and ``--grid``. `label` describes it to those who can't see it.
     """
     require_matplotlib()
@@ -252,9 +252,9 @@ def svg(report: Report, name: str, label: str) -> str:
 
 
 def _for_page(tag: str, name: str) -> str:
-    """Give a tag the colours of the page, and names that no other chart has."""
-    for placeholder, colour in _COLOURS.items():
-        tag = tag.replace(placeholder, colour)
+    """Give a tag the colors of the page, and names that no other chart has."""
+    for placeholder, color in _COLORS.items():
+        tag = tag.replace(placeholder, color)
     return re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", tag)
 
 

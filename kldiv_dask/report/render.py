@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from html import escape
 from string import Template
 
-from kldiv_dask.evaluation import figures
-from kldiv_dask.evaluation.shown import Report, clean, columns
-from kldiv_dask.evaluation.wording import LONGEST, Table, headline, remarks, tables
+from kldiv_dask.report import plots
+from kldiv_dask.report.tables import LONGEST, Table, headline, remarks, tables
+from kldiv_dask.report.wording import Report, clean, columns
 
 # Columns, of a terminal, of one cell of a table, and of a value beside its name.
 WIDTH, CELL, VALUE = 100, 50, 56
@@ -54,7 +54,7 @@ def text(report: Report) -> str:
 
 
 def fragment(report: Report) -> str:
-    """Return an evaluation as HTML for a notebook: tables in the notebook's own colours.
+    """Return an evaluation as HTML for a notebook: tables in the notebook's own colors.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def fragment(report: Report) -> str:
     Returns
     -------
     str
-        One ``<div>``, without scripts, colours or anything to load.
+        One ``<div>``, without scripts, colors or anything to load.
     """
     parts = [f"<p><strong>{escape(headline(report))}</strong></p>", _remarks_html(report)]
     for table in tables(report, worst=5, groups=20):
@@ -93,17 +93,17 @@ def page(report: Report) -> str:
     ImportError
         If Matplotlib is not installed.
     """
-    figures.require_matplotlib()
-    charts = figures.heights(report)
+    plots.require_matplotlib()
+    charts = plots.heights(report)
     sections = []
-    for table in tables(report, worst=20, groups=figures.MOST_GROUPS, everything=True):
+    for table in tables(report, worst=20, groups=plots.MOST_GROUPS, everything=True):
         body = _table_html(table)
         if table.chart:
             shown = " open" if table.chart == "distribution" else ""
             body = f"<details{shown}><summary>Table</summary>{body}</details>"
         if table.chart in charts:
             label = f"Chart of {table.title.lower()}: {headline(report)}"
-            chart = figures.svg(report, table.chart, label)
+            chart = plots.svg(report, table.chart, label)
             body = f"<figure>{chart}</figure>\n{body}"
         sections.append(f"<section><h2>{escape(table.title)}</h2>\n{body}</section>")
     return _PAGE.substitute(

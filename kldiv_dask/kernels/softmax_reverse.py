@@ -1,6 +1,6 @@
 """The reverse divergence of two softmax distributions, and that of Jensen and Shannon.
 
-In the words of `states`, the reverse divergence within a piece is
+In the words of `softmax_state`, the reverse divergence within a piece is
 
     R = sum q log(q / p) = sum q u - log(1 + z) = (S + z) / (1 + z) - log(1 + z),
     S = sum p (1 - exp(u) + u exp(u)),
@@ -15,12 +15,13 @@ import math
 
 import numpy as np
 
-from kldiv_dask.kernels import classes
-from kldiv_dask.kernels.bits import from_magnitude, magnitude_bits
-from kldiv_dask.kernels.compiled import inner_function
+from kldiv_dask.kernels import softmax_terms
 from kldiv_dask.kernels.elementary import exp
-from kldiv_dask.kernels.machine import LANES, lane_sum, wide_vectors
-from kldiv_dask.kernels.states import (
+from kldiv_dask.kernels.half_floats import widen
+from kldiv_dask.kernels.jit import inner_function
+from kldiv_dask.kernels.llvm_bits import from_magnitude, magnitude_bits
+from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, wide_vectors
+from kldiv_dask.kernels.softmax_state import (
     HIGH,
     LOW,
     PIECE,
@@ -30,7 +31,6 @@ from kldiv_dask.kernels.states import (
     UNIT_TARGET,
     rounding,
 )
-from kldiv_dask.kernels.stored import widen
 
 # What of a piece is kept beside its state: c in two numbers, the largest magnitude of u, and R.
 CENTER_HIGH, CENTER_LOW, WIDEST, REVERSE = range(4)
@@ -39,7 +39,7 @@ KEPT = 4
 
 @inner_function
 def _fill_differences(x, t, offsets, c, scale, ordinary, u):
-    """Fill u, as `states` has it within its loop."""
+    """Fill u, as `softmax_state` has it within its loop."""
     wide_vectors()
     real = u.dtype.type
     center, center_low = c
@@ -53,7 +53,7 @@ def _fill_differences(x, t, offsets, c, scale, ordinary, u):
         for i in range(u.size):
             b, a = widen(x[i], u[i]) - offset_x, widen(t[i], u[i]) - offset_t
             high = b - a
-            low = classes.finite(rounding(b, a, high))
+            low = softmax_terms.finite(rounding(b, a, high))
             u[i] = ((high - center) + (low - center_low)) * scale
 
 
@@ -66,14 +66,14 @@ def _fill_terms(u, w, v, ratio, ordinary, shifts, excesses, backs):
         for i in range(u.size):
             q = v[i] * ratio
             shift = w[i] * u[i]
-            excesses[i], backs[i] = classes.excesses(u[i], w[i], q, shift, q * u[i])
+            excesses[i], backs[i] = softmax_terms.excesses(u[i], w[i], q, shift, q * u[i])
             shifts[i] = shift
     else:
         for i in range(u.size):
             q = v[i] * ratio
-            shift = classes.shift(u[i], w[i])
-            back = classes.back_shift(u[i], q)
-            excesses[i], backs[i] = classes.excesses(u[i], w[i], q, shift, back)
+            shift = softmax_terms.shift(u[i], w[i])
+            back = softmax_terms.back_shift(u[i], q)
+            excesses[i], backs[i] = softmax_terms.excesses(u[i], w[i], q, shift, back)
             shifts[i] = shift
 
 
@@ -117,8 +117,8 @@ def merged_reverse(pieces, state, kept, scale):
         part = pieces[k]
         p, q = part[SUM_TARGET] / state[SUM_TARGET], part[SUM_INPUT] / state[SUM_INPUT]
         u = ((part[HIGH] - state[HIGH]) + (part[LOW] - state[LOW])) * scale
-        moved = classes.shift(u, p)
-        forward, reverse = classes.excesses(u, p, q, moved, classes.back_shift(u, q))
+        moved = softmax_terms.shift(u, p)
+        forward, reverse = softmax_terms.excesses(u, p, q, moved, softmax_terms.back_shift(u, q))
         shift += moved
         excess += forward
         back += reverse
@@ -136,10 +136,10 @@ def _fill_jensen(w, v, u, share_target, share_input, shift, near):
     if near:
         for i in range(w.size):
             p, q = w[i] * share_target, v[i] * share_input
-            w[i] = classes.jensen_near(p, q, u[i] + shift)
+            w[i] = softmax_terms.jensen_near(p, q, u[i] + shift)
         return
     for i in range(w.size):
-        w[i] = classes.jensen(w[i] * share_target, v[i] * share_input, u[i] + shift)
+        w[i] = softmax_terms.jensen(w[i] * share_target, v[i] * share_input, u[i] + shift)
 
 
 @inner_function
@@ -170,7 +170,7 @@ def jensen_shannon(size, scale, spaces, pieces, state, kept):
         high, low = kept[k, CENTER_HIGH] - state[HIGH], kept[k, CENTER_LOW] - state[LOW]
         shift = (high + low) * scale
         # The same bits in two thirds of the time; NaN compares false.
-        near = kept[k, WIDEST] + abs(shift) < 0.99 * classes.JENSEN_NEAR
+        near = kept[k, WIDEST] + abs(shift) < 0.99 * softmax_terms.JENSEN_NEAR
         _fill_jensen(w, v, spaces[2, start:stop], share_target, share_input, shift, near)
         total += np.float64(lane_sum(w))
     return total

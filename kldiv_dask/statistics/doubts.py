@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kldiv_dask import partial
-from kldiv_dask.evaluation.intervals import bad, finite_part, quotient
+from kldiv_dask import partial_sum
 from kldiv_dask.kernels.checks import LOG_PROBS, LOGITS, NEARLY, OPERANDS, PROBS
 from kldiv_dask.statistics import tables
+from kldiv_dask.statistics.intervals import bad, finite_part, quotient
 from kldiv_dask.statistics.state import CHECKS, State
 
 HOLDS = {LOGITS: "logits", LOG_PROBS: "log-probabilities", PROBS: "probabilities"}
@@ -28,7 +28,7 @@ def of_state(state: State, kind: str) -> list[str]:
     counts, positions = counts_of(state)
     if not positions:
         return ["no position is included"]
-    kl = partial.total(tables.in_one_group(state.totals).sums[0, 0])
+    kl = partial_sum.total(tables.in_one_group(state.totals).sums[0, 0])
     finite = positions - bad(kl)
     found = ["the divergence is NaN at all positions"] if kl.nan == positions else []
     if state.fingerprints[1] == state.fingerprints[2]:
@@ -37,7 +37,7 @@ def of_state(state: State, kind: str) -> list[str]:
     if another:
         found.append(another)
     else:
-        found += unnormalised(kind, counts, positions, state.deviations.tolist())
+        found += unnormalized(kind, counts, positions, state.deviations.tolist())
         mean = quotient(finite_part(kl), finite)
         negative = negative_mean(
             mean, float(state.deviations.max()), all_finite=finite == positions
@@ -54,20 +54,20 @@ def counts_of(state: State) -> tuple[Counts, int]:
     return counts, int(state.totals.counts[:, 0].sum())
 
 
-def applicable(kind: str, labelled: bool) -> list[str]:
+def applicable(kind: str, labeled: bool) -> list[str]:
     """Name the checks of rows that can find something in data of a kind, but for NaN and infinity.
 
     Examples
     --------
-    >>> applicable("logits", labelled=False)[-2:]
+    >>> applicable("logits", labeled=False)[-2:]
     ['target_constant', 'target_resembles_probs']
     """
     found = []
     for operand, holds in zip(("input", "target"), OPERANDS[kind], strict=True):
-        names = ["excludes_classes", *([] if holds == LOGITS else ["not_normalised"]), "constant"]
+        names = ["excludes_classes", *([] if holds == LOGITS else ["not_normalized"]), "constant"]
         names += ["resembles_log_probs"] if holds == PROBS else ["resembles_probs"]
         names += [] if holds == LOGITS else ["out_of_range"]
-        names += ["label_at_floor"] if labelled else []
+        names += ["label_at_floor"] if labeled else []
         found += [f"{operand}_{name}" for name in names]
     return found
 
@@ -134,7 +134,7 @@ def odd_rows(kind: str, counts: Counts, positions: int) -> Iterator[str]:
                 yield f"{_rows(count, operand)} probably no {HOLDS[holds]}, but {HOLDS[resembled]}"
 
 
-def unnormalised(
+def unnormalized(
     kind: str, counts: Counts, positions: int, deviations: Sequence[float]
 ) -> Iterator[str]:
     """Say which operands have probabilities that nearly nowhere sum to 1, not for rounding.
@@ -144,7 +144,7 @@ def unnormalised(
     for operand, holds, deviation in zip(
         ("input", "target"), OPERANDS[kind], deviations, strict=True
     ):
-        count = counts.get(f"{operand}_not_normalised", 0)
+        count = counts.get(f"{operand}_not_normalized", 0)
         if holds != LOGITS and count >= SHARE * positions and deviation > NEARLY:
             what = (
                 "logarithms to another base than e, or logits" if holds == LOG_PROBS else "counts"

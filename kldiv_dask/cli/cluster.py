@@ -65,7 +65,7 @@ def connect(
 
     Examples
     --------
-    >>> from kldiv_dask.cluster import connect
+    >>> from kldiv_dask.cli.cluster import connect
     >>> with connect("nowhere") as client:
     ...     client.ncores()
     Traceback (most recent call last):

@@ -7,9 +7,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.compiled import Kernel, compiled, inner_function
-from kldiv_dask.kernels.segments import row_segments
-from kldiv_dask.kernels.states import (
+from kldiv_dask.kernels.half_floats import as_stored, stored_type
+from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
+from kldiv_dask.kernels.layout import row_segments
+from kldiv_dask.kernels.softmax_state import (
     DIVERGENCE,
     NOTHING,
     PIECE,
@@ -19,7 +20,6 @@ from kldiv_dask.kernels.states import (
     describe,
     merge,
 )
-from kldiv_dask.kernels.stored import as_stored, stored_type
 
 Chunk = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]

@@ -15,7 +15,7 @@ Arrays = Mapping[str, Any]
 
 
 def is_named(name: str, operand: Any) -> bool:
-    """Whether the argument `name` is a DataArray; no other labelled object is accepted."""
+    """Whether the argument `name` is a DataArray; no other labeled object is accepted."""
     xarray = sys.modules.get("xarray")  # unless it has been imported, there are none
     if xarray is None or isinstance(operand, xarray.DataArray):
         return xarray is not None
@@ -87,11 +87,11 @@ def meant_dims(dim: Any, axis: Any, named: Arrays, every: Dims, classes: bool) -
     return meant
 
 
-def check_labels(labelled: Arrays) -> None:
+def check_labels(labeled: Arrays) -> None:
     """Refuse dimensions that differ in length, and indexes in labels or their order."""
     sizes: dict[Hashable, tuple[str, float]] = {}
     labels: dict[Hashable, tuple[str, Any]] = {}
-    for name, array in labelled.items():
+    for name, array in labeled.items():
         if len(array.sizes) < array.ndim:
             raise ValueError(f"{name} has the dimensions {shown(array.dims)}, one of them twice")
         for dim, size in array.sizes.items():

@@ -8,7 +8,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kldiv_dask.kernels.compiled import inner_function
+from kldiv_dask.kernels.jit import inner_function
 
 Built = tuple[Any, Callable[..., Any]]
 
@@ -57,7 +57,7 @@ def wide_vectors(context: Any) -> Built:
 def inlined(context: Any) -> Built:
     """Have the calling function made part of its callers, however long it is.
 
-    A loop that calls a function is not vectorised.
+    A loop that calls a function is not vectorized.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:

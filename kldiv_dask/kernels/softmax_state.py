@@ -20,12 +20,12 @@ import math
 
 import numpy as np
 
-from kldiv_dask.kernels import classes
-from kldiv_dask.kernels.bits import from_ordered, ordered_bits
-from kldiv_dask.kernels.compiled import inner_function
+from kldiv_dask.kernels import softmax_terms
 from kldiv_dask.kernels.elementary import EXP_NORMAL_F32, EXP_NORMAL_F64, exp, log
-from kldiv_dask.kernels.machine import LANES, lane_sum, prefetch, wide_vectors
-from kldiv_dask.kernels.stored import widen
+from kldiv_dask.kernels.half_floats import widen
+from kldiv_dask.kernels.jit import inner_function
+from kldiv_dask.kernels.llvm_bits import from_ordered, ordered_bits
+from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, prefetch, wide_vectors
 
 # The classes of one state, unless fewer: their numbers, weights and terms stay in the first-level
 # cache. The bits of a result depend on it.
@@ -91,17 +91,19 @@ def _logarithm(unit, most, scale):
 def _fill_weights(stored, unit, scale, ordinary, out):
     wide_vectors()
     real = out.dtype.type
-    offset, scale, rounder = real(unit[0]), real(scale), classes.rounder(real(unit[1]))
+    offset, scale, rounder = real(unit[0]), real(scale), softmax_terms.rounder(real(unit[1]))
     lowest = real(unit[1] * LN2 - _most_spread(out))
     if ordinary and offset == 0 and scale == 1:
         for i in range(out.size):
-            out[i] = classes.power(widen(stored[i], out[i]), rounder)
+            out[i] = softmax_terms.power(widen(stored[i], out[i]), rounder)
     elif ordinary:
         for i in range(out.size):
-            out[i] = classes.power((widen(stored[i], out[i]) - offset) * scale, rounder)
+            out[i] = softmax_terms.power((widen(stored[i], out[i]) - offset) * scale, rounder)
     else:
         for i in range(out.size):
-            out[i] = classes.weight((widen(stored[i], out[i]) - offset) * scale, rounder, lowest)
+            out[i] = softmax_terms.weight(
+                (widen(stored[i], out[i]) - offset) * scale, rounder, lowest
+            )
 
 
 @inner_function
@@ -125,16 +127,16 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
             high = b - a
             u = ((high - center) + (rounding(b, a, high) - center_low)) * scale
             shift = w[i] * u
-            v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
+            v[i] = softmax_terms.excess(u, w[i], v[i] * ratio, shift)
             w[i] = shift
     else:
         for i in range(w.size):
             b, a = widen(x[i], w[i]) - offset_x, widen(t[i], w[i]) - offset_t
             high = b - a
-            low = classes.finite(rounding(b, a, high))
+            low = softmax_terms.finite(rounding(b, a, high))
             u = ((high - center) + (low - center_low)) * scale
-            shift = classes.shift(u, w[i])
-            v[i] = classes.excess(u, w[i], v[i] * ratio, shift)
+            shift = softmax_terms.shift(u, w[i])
+            v[i] = softmax_terms.excess(u, w[i], v[i] * ratio, shift)
             w[i] = shift
 
 
@@ -302,9 +304,9 @@ def merge(states, scale, state):
         part = states[i]
         w, v = part[SUM_TARGET], part[SUM_INPUT] * ratio
         u = ((part[HIGH] - center) + (part[LOW] - center_low)) * scale
-        moved = classes.shift(u, w)
+        moved = softmax_terms.shift(u, w)
         shift += moved
-        excess += classes.excess(u, w, v, moved)
+        excess += softmax_terms.excess(u, w, v, moved)
         # A class that only b excludes makes it infinite however small its share is.
         inner += part[DIVERGENCE] * (w if part[DIVERGENCE] < np.inf else 1.0)
     shift, excess, inner = shift / mass_target, excess / mass_target, inner / mass_target

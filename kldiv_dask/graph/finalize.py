@@ -1,4 +1,4 @@
-"""From merged partials to numbers: finalise."""
+"""From merged partials to numbers: finalize."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -6,16 +6,16 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 
-from kldiv_dask import partial
+from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair
 from kldiv_dask.graph.rows import included_rows
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.options import Kind, Reduction
 
 
-@stage("finalised")
-def _finalise(
-    merged: partial.Partial,
+@stage("finalized")
+def _finalize(
+    merged: partial_sum.Partial,
     rows: Any = None,
     *,
     reduction: Reduction,
@@ -23,39 +23,39 @@ def _finalise(
     copies: int,
     masked: bool,
 ) -> Any:
-    sums = partial.total(merged.reshape(partial.SIZE))
+    sums = partial_sum.total(merged.reshape(partial_sum.SIZE))
     divisor = reduction.divisor(sums.numel, _batch_size(sums, rows, copies, masked))
-    return partial.quotient(sums, divisor, to)
+    return partial_sum.quotient(sums, divisor, to)
 
 
-@stage("finalised")
-def _finalise_many(merged: partial.Partial, kind: Kind, to: np.dtype[Any]) -> Any:
-    """Finalise a partial for each output, and leave an axis of length one in place of it."""
-    divisors = merged[..., partial.NUMEL]
+@stage("finalized")
+def _finalize_many(merged: partial_sum.Partial, kind: Kind, to: np.dtype[Any]) -> Any:
+    """Finalize a partial for each output, and leave an axis of length one in place of it."""
+    divisors = merged[..., partial_sum.NUMEL]
     if kind == "sum":
         divisors = np.ones_like(divisors)
-    return partial.quotients(merged, divisors, to)[..., None]
+    return partial_sum.quotients(merged, divisors, to)[..., None]
 
 
-@stage("finalised")
+@stage("finalized")
 def _without(values: Any, axis: tuple[int, ...]) -> Any:
     return values.squeeze(axis)
 
 
-@stage("finalised")
-def _finalise_count(merged: partial.Partial, slot: int) -> Any:
-    return merged.reshape(partial.SIZE)[slot]
+@stage("finalized")
+def _finalize_count(merged: partial_sum.Partial, slot: int) -> Any:
+    return merged.reshape(partial_sum.SIZE)[slot]
 
 
-@stage("finalised")
-def _finalise_batch_size(
-    merged: partial.Partial, rows: Any = None, *, copies: int, masked: bool
+@stage("finalized")
+def _finalize_batch_size(
+    merged: partial_sum.Partial, rows: Any = None, *, copies: int, masked: bool
 ) -> Any:
-    sums = partial.total(merged.reshape(partial.SIZE))
+    sums = partial_sum.total(merged.reshape(partial_sum.SIZE))
     return np.int64(_batch_size(sums, rows, copies, masked))
 
 
-def _batch_size(sums: partial.Total, rows: Any, copies: int, masked: bool) -> int:
+def _batch_size(sums: partial_sum.Total, rows: Any, copies: int, masked: bool) -> int:
     """Return how many rows there are, each counted in `copies` blocks.
 
     If some elements are masked, of the rows that include any: `rows`, or all if there are elements.
@@ -69,7 +69,7 @@ def value(merged: da.Array, reduction: Reduction, pair: Pair, dtype: np.dtype[An
     """Return the reduced value of a single partial, 0-d, rounded once to `dtype`."""
     rows = included_rows(pair) if reduction.per_batch else None
     return _single(
-        _finalise,
+        _finalize,
         merged,
         rows,
         dtype,
@@ -85,8 +85,8 @@ def values(
 ) -> da.Array:
     """Return the sums or means of many outputs, each rounded once to `dtype`."""
     last = merged.ndim - 1
-    finalised = da.map_blocks(
-        _finalise_many,
+    finalized = da.map_blocks(
+        _finalize_many,
         merged,
         kind=kind,
         to=dtype,
@@ -94,7 +94,7 @@ def values(
         dtype=dtype,
         meta=np.empty((0,) * merged.ndim, dtype),
     )
-    return without(finalised, (last,) if keepdims else (*axes, last))
+    return without(finalized, (last,) if keepdims else (*axes, last))
 
 
 def without(array: da.Array, axes: tuple[int, ...]) -> da.Array:
@@ -113,14 +113,14 @@ def without(array: da.Array, axes: tuple[int, ...]) -> da.Array:
 
 def count(merged: da.Array, what: Literal["numel", "nan", "posinf", "neginf"]) -> da.Array:
     """Return a count that a single partial holds, 0-d int64."""
-    slot = getattr(partial, what.upper())
-    return _single(_finalise_count, merged, None, np.dtype(np.int64), slot=slot)
+    slot = getattr(partial_sum, what.upper())
+    return _single(_finalize_count, merged, None, np.dtype(np.int64), slot=slot)
 
 
 def batch_size(merged: da.Array, pair: Pair) -> da.Array:
     """Return what 'batchmean' divides by, 0-d int64."""
     return _single(
-        _finalise_batch_size,
+        _finalize_batch_size,
         merged,
         included_rows(pair),
         np.dtype(np.int64),

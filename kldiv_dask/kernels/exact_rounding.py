@@ -6,9 +6,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.bits import float64_bits
-from kldiv_dask.kernels.compiled import compiled, inner_function
 from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF
+from kldiv_dask.kernels.jit import compiled, inner_function
+from kldiv_dask.kernels.llvm_bits import float64_bits
 
 # A remainder and a limb behind it fit an int64 up to here.
 MAX_DIVISOR = 2**31 - 1

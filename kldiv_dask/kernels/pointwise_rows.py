@@ -7,11 +7,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from kldiv_dask.grid import Slices, grid_slices
 from kldiv_dask.kernels import exact_sum
-from kldiv_dask.kernels.machine import prefetch, tile_size
+from kldiv_dask.kernels.half_floats import as_stored
+from kldiv_dask.kernels.layout import BUFFER, Buffers
+from kldiv_dask.kernels.llvm_hints import prefetch, tile_size
 from kldiv_dask.kernels.pointwise import Chunk, Mask, Term, fill, kernel, padded, workspace
-from kldiv_dask.kernels.segments import BUFFER, Buffers, Slices, pieces
-from kldiv_dask.kernels.stored import as_stored
 
 # Outputs that are summed at a time, so that their states take no more than some 300 kB.
 OUTPUTS = 512
@@ -97,7 +98,7 @@ class RowSums:
         elif self._buffers.needed:
             self._at_once = min(self._at_once, BUFFER)
             outputs = min(outputs, BUFFER // max(self._at_once, 1))
-        self.pieces = pieces(self.shape, outputs)
+        self.pieces = grid_slices(self.shape, outputs)
         types = (numba.int64[:, ::1], numba.int64, numba.boolean)
         self._kernel = kernel(_sum_rows, [*stored, *(masks or self._no_mask)], types, term)
 
@@ -115,7 +116,7 @@ class RowSums:
     def add(self, states: npt.NDArray[np.int64], piece: Slices) -> None:
         """Add the sums of a piece of the outputs to `states`, a row for each, left canonical."""
         term = self._term
-        parts = list(pieces(self._row, self._at_once))
+        parts = list(grid_slices(self._row, self._at_once))
         for part in parts:
             found = self._buffers.contiguous([a[piece + part] for a in self._operands])
             length = found[0].size // max(len(states), 1)
@@ -128,7 +129,7 @@ class RowSums:
 
 
 def _fastest(array: npt.NDArray[Any]) -> int:
-    """Return the axis along which neighbours are nearest in memory."""
+    """Return the axis along which neighbors are nearest in memory."""
     steps = [
         abs(stride) if size > 1 and stride else math.inf
         for size, stride in zip(array.shape, array.strides, strict=True)

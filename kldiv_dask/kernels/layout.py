@@ -1,6 +1,5 @@
 """Chunks of any layout as the contiguous, aligned, native 1-d segments that compiled loops take."""
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kldiv_dask.grid import grid_slices
+
 Array = npt.NDArray[Any]
-Slices = tuple[slice, ...]
 
 # Elements that are copied at a time where operands are strided, broadcast or of another byte
 # order: two buffers of 64 KiB in float32, which stay in a second-level cache.
@@ -62,34 +62,10 @@ def row_segments(*operands: Array) -> Iterator[tuple[Array, ...]]:
     *shape, row = operands[0].shape
     buffers = Buffers(operands)
     most = max(BUFFER // max(row, 1), 1) if buffers.needed else math.prod(shape)
-    for rows in pieces(tuple(shape), most):
+    for rows in grid_slices(tuple(shape), most):
         segments = buffers.contiguous([operand[rows] for operand in operands])
         if segments[0].size:
             yield tuple(segments)
-
-
-def pieces(shape: tuple[int, ...], most: int) -> Iterator[Slices]:
-    """Cut a shape into pieces of at most `most` elements, each a run in C order."""
-    cuts = [
-        [slice(start, start + step) for start in range(0, length, step)]
-        for length, step in zip(shape, first_piece(shape, most), strict=True)
-    ]
-    return itertools.product(*cuts)
-
-
-def first_piece(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """Return the shape of the first of the pieces of at most `most` elements.
-
-    Examples
-    --------
-    >>> first_piece((4, 3, 2), 7)
-    (1, 3, 2)
-    """
-    steps = []
-    for length in reversed(shape):
-        steps.append(max(min(length, most), 1))
-        most //= max(length, 1)
-    return tuple(reversed(steps))
 
 
 class Buffers:

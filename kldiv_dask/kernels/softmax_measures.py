@@ -1,7 +1,7 @@
 """All that is measured of two softmax distributions at each position of a pair of chunks.
 
-The divergence is that of `states`, with the same bits; the others are those of `both_ways`, for
-which the weights and the differences u of all classes of a position are kept.
+The divergence is that of `softmax_state`, with the same bits; the others are those of
+`softmax_reverse`, for which the weights and the differences u of all classes of a position are kept.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,14 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels import both_ways, checks, fingerprint
-from kldiv_dask.kernels.both_ways import CENTER_HIGH, CENTER_LOW, KEPT, REVERSE
-from kldiv_dask.kernels.compiled import compiled, inner_function
+from kldiv_dask.kernels import checks, fingerprint, softmax_reverse
 from kldiv_dask.kernels.elementary import exp, log
-from kldiv_dask.kernels.machine import LANES, lane_sum, prefetch, wide_vectors
-from kldiv_dask.kernels.segments import row_segments
-from kldiv_dask.kernels.states import (
+from kldiv_dask.kernels.half_floats import as_stored, stored_type, widen
+from kldiv_dask.kernels.jit import compiled, inner_function
+from kldiv_dask.kernels.layout import row_segments
+from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, prefetch, wide_vectors
+from kldiv_dask.kernels.softmax_reverse import CENTER_HIGH, CENTER_LOW, KEPT, REVERSE
+from kldiv_dask.kernels.softmax_state import (
     DIVERGENCE,
     PIECE,
     STATE,
@@ -33,13 +34,12 @@ from kldiv_dask.kernels.states import (
     merge,
     weigh,
 )
-from kldiv_dask.kernels.stored import as_stored, stored_type, widen
 
 Chunk = npt.NDArray[np.floating]
 
 # What is measured at a position, a row of the result for each: the divergences of a (the target)
 # from b (the input) and back, that of Jensen and Shannon, what the probabilities of b and of a sum
-# to (if they are not normalised here), whether both have their largest logit at the same class;
+# to (if they are not normalized here), whether both have their largest logit at the same class;
 # whether b and a have a class at -inf, whether all their classes are equal, what else they look
 # like, and whether the label is at their floor (all four from `checks`); the logarithms of the
 # probability that b and a give to the label, and how much more b gives to it.
@@ -67,7 +67,7 @@ MEASURES = 17
 # Positions that are measured at a time.
 POSITIONS = 16384
 
-# Beside what `both_ways` keeps of a piece, the largest logits.
+# Beside what `softmax_reverse` keeps of a piece, the largest logits.
 MOST_INPUT, MOST_TARGET = KEPT, KEPT + 1
 
 
@@ -132,7 +132,7 @@ def _describe(
         center = center_of(pieces[k], offsets, scale, w)
         b, a = x[first + start : stop], t[first + start : stop]
         u[size:] = 0
-        both_ways.fill_terms(
+        softmax_reverse.fill_terms(
             b, a, w, v, u[:size], pieces[k], offsets, center, scale, ordinary, work, kept[k]
         )
         prefetch(x, stop + 3 * PIECE // 4, PIECE // 4)
@@ -143,7 +143,7 @@ def _describe(
         )
         back = lane_sum(terms[2]) / pieces[k, SUM_TARGET]
         kept[k, CENTER_HIGH], kept[k, CENTER_LOW] = high, low
-        kept[k, REVERSE] = both_ways.conclude(shift, excess, back, 0.0)
+        kept[k, REVERSE] = softmax_reverse.conclude(shift, excess, back, 0.0)
     if len(pieces) == 1:
         copy(pieces[0], state)
     else:
@@ -209,8 +209,8 @@ def _measure(
         out[FORWARD] = state[DIVERGENCE] if mass_target != 0 else np.nan
         out[BACKWARD] = out[JENSEN_SHANNON] = np.nan
         if mass_input > 0 and mass_target > 0:
-            out[BACKWARD] = both_ways.merged_reverse(pieces, state, kept, scale)
-            out[JENSEN_SHANNON] = both_ways.jensen_shannon(
+            out[BACKWARD] = softmax_reverse.merged_reverse(pieces, state, kept, scale)
+            out[JENSEN_SHANNON] = softmax_reverse.jensen_shannon(
                 classes, scale, spaces, pieces, state, kept
             )
         log_input, log_target = log(mass_input), log(mass_target)
@@ -297,7 +297,7 @@ def measured(
     temperature : float
         What logits are divided by.
     kind : {'logits', 'log_probs', 'probs', 'log_probs_and_probs'}
-        Logits are normalised. Log-probabilities are taken as they are even if they do not sum to 1,
+        Logits are normalized. Log-probabilities are taken as they are even if they do not sum to 1,
         and so are probabilities, whose logarithms are taken in float64.
     tolerances : tuple of float
         How far from 1 the probabilities of the input, and of the target, may sum.

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.kernels.bits import scaled_normal
-from kldiv_dask.kernels.compiled import inner_function
 from kldiv_dask.kernels.elementary import (
     FLOAT32,
     FLOAT64,
@@ -17,7 +15,9 @@ from kldiv_dask.kernels.elementary import (
     fma_f64,
     polynomial,
 )
-from kldiv_dask.kernels.machine import inlined
+from kldiv_dask.kernels.jit import inner_function
+from kldiv_dask.kernels.llvm_bits import scaled_normal
+from kldiv_dask.kernels.llvm_hints import inlined
 
 # From which difference on a part of the Jensen-Shannon divergence is no polynomial of it.
 JENSEN_NEAR = 2

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask import partial
-from kldiv_dask.partial import Total
+from kldiv_dask import partial_sum
+from kldiv_dask.partial_sum import Total
 from kldiv_dask.statistics.tables import Table
 
 CONFIDENCE = 0.95
@@ -28,7 +28,7 @@ def finite_part(total: Total) -> Total:
 
 def quotient(total: Total, count: int) -> float:
     """Return an exact sum divided by a count, rounded once to float64."""
-    return float(partial.quotient(total, count, _FLOAT64))
+    return float(partial_sum.quotient(total, count, _FLOAT64))
 
 
 def interval(mean: float, error: float, freedom: int) -> Interval:
@@ -92,7 +92,7 @@ def cell_sums(cells: Table) -> tuple[list[int], list[float]]:
     """Return how many finite divergences each cell has, if any, and their sum, rounded."""
     counts, sums = [], []
     for count, one in zip(cells.counts[:, 0].tolist(), cells.sums, strict=True):
-        total = partial.total(one[0])
+        total = partial_sum.total(one[0])
         if count > bad(total):
             counts.append(count - bad(total))
             sums.append(quotient(finite_part(total), 1))

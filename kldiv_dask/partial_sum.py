@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kldiv_dask.kernels.exact_rounding import MAX_DIVISOR, round_quotients
 from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF, STATE, carry
-from kldiv_dask.kernels.rounding import MAX_DIVISOR, round_quotients
 
 NUMEL, ROWS = STATE, STATE + 1
 SIZE = STATE + 2
@@ -114,7 +114,7 @@ def round_ratio(numerator: int, denominator: int, dtype: np.dtype[Any]) -> Any:
 
 
 def _to_odd(rounded: Any, error: float) -> Any:
-    """Return a rounded number, or its neighbour on the side of the error if that one is odd."""
+    """Return a rounded number, or its neighbor on the side of the error if that one is odd."""
     if not error or int(rounded.view(f"i{rounded.itemsize}")) & 1:
         return rounded
     return np.nextafter(rounded, rounded.dtype.type(np.inf if error > 0 else -np.inf))

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask import partial
-from kldiv_dask.evaluation.intervals import (
+from kldiv_dask import partial_sum
+from kldiv_dask.partial_sum import UNITS_IN_ONE
+from kldiv_dask.statistics import sketch, tables
+from kldiv_dask.statistics import state as states
+from kldiv_dask.statistics.intervals import (
     Interval,
     bad,
     cell_sums,
@@ -16,16 +19,13 @@ from kldiv_dask.evaluation.intervals import (
     interval,
     quotient,
 )
-from kldiv_dask.partial import UNITS_IN_ONE
-from kldiv_dask.statistics import sketch, tables
-from kldiv_dask.statistics import state as states
 from kldiv_dask.statistics.state import (
     AGREEING,
     BIN_OFFSET,
     CHECKS,
     COLUMNS,
     LABEL_SUMS,
-    LABELLED,
+    LABELED,
     SUMS,
     WORST,
     Extremes,
@@ -150,7 +150,7 @@ class Statistics:
     reverse_kl: float
     """The mean divergence of the input from the target."""
     jensen_shannon: float
-    """The mean Jensen-Shannon divergence, of normalised distributions."""
+    """The mean Jensen-Shannon divergence, of normalized distributions."""
     finite: dict[str, Finite]
     """``sum``, ``max``, ``reverse_kl`` and ``jensen_shannon`` over the positions where they are
     finite, which are others for each of the last two."""
@@ -158,7 +158,7 @@ class Statistics:
     """The mean divergence along the last axis of the positions, if they have two or more, and that
     over the finite ones.
 
-    Of more than 4096 places, and of fewer where there are many groups, neighbours are taken
+    Of more than 4096 places, and of fewer where there are many groups, neighbors are taken
     together.
     """
     checks: dict[str, int]
@@ -173,7 +173,7 @@ class Moments:
     def __init__(self, counts: Any, sums: Any, names: tuple[str, ...]) -> None:
         self.count = int(counts[0])
         self.counts = [int(number) for number in counts]
-        self.totals = {name: partial.total(one) for name, one in zip(names, sums, strict=True)}
+        self.totals = {name: partial_sum.total(one) for name, one in zip(names, sums, strict=True)}
 
     def mean(self, name: str, count: int | None = None) -> float:
         """Return the mean of what is summed under a name."""
@@ -199,7 +199,7 @@ class Moments:
 
 def _ratio(numerator: int, denominator: int) -> float:
     """Return a quotient, rounded once; an infinity if it is beyond float64."""
-    return float(partial.round_ratio(numerator, denominator, FLOAT64))
+    return float(partial_sum.round_ratio(numerator, denominator, FLOAT64))
 
 
 def _bins(table: Table) -> tuple[Any, Any]:
@@ -243,7 +243,7 @@ def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
     if totals.keys.size:
         moments = Moments(totals.counts[0], totals.sums[0], names)
     else:
-        nothing = partial.zero((len(names),))
+        nothing = partial_sum.zero((len(names),))
         moments = Moments(np.zeros(3, np.int64), nothing, names)
     kl, count = moments.totals["kl"], moments.count
     finite = moments.finite("kl")
@@ -306,7 +306,7 @@ def _by_position(runs: Table, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     for run, count, sums in zip(
         runs.rest.tolist(), runs.counts[:, 0].tolist(), runs.sums, strict=True
     ):
-        kl = partial.total(sums[0])
+        kl = partial_sum.total(sums[0])
         mean = quotient(kl, count)
         found.append(
             {
@@ -328,7 +328,7 @@ def _checks(table: Table) -> dict[str, int]:
 
 
 def _labels(moments: Moments, bins: Table) -> Labels:
-    count = moments.counts[LABELLED]
+    count = moments.counts[LABELED]
     totals = moments.totals
     nll_input, nll_target = (moments.mean(name, count) for name in ("nll_input", "nll_target"))
     names = ("nll_input", "nll_target", "p_change", "p_change_squared")

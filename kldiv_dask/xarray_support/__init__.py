@@ -4,7 +4,7 @@ Nothing else knows of xarray. What computes is given plain arrays, laid out so t
 broadcasting by position pairs what belongs together by name.
 """
 
-from kldiv_dask.labelled.names import Dims, coordinate, own_dims
-from kldiv_dask.labelled.operands import Operands, match
+from kldiv_dask.xarray_support.names import Dims, coordinate, own_dims
+from kldiv_dask.xarray_support.operands import Operands, match
 
 __all__ = ["Dims", "Operands", "coordinate", "match", "own_dims"]

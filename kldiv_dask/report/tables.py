@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kldiv_dask.evaluation.shown import (
+from kldiv_dask.report.wording import (
     CLUSTERED,
     Report,
     basis,
@@ -48,7 +48,7 @@ _SUMMARY = {
 _CAUTIONS = {"standard_error": " (too small where neighbors are alike)"}
 
 _LABELS = {
-    "count": "labelled positions",
+    "count": "labeled positions",
     "nll_input": "negative log-likelihood, input",
     "nll_target": "negative log-likelihood, target",
     "perplexity_input": "perplexity, input",
@@ -66,8 +66,8 @@ _NOT_FINITE = ("not finite",)
 _CHECKS = {
     "nan": ("NaN", True),
     "infinite": ("infinite", True),
-    "input_not_normalised": ("not normalised in the input", True),
-    "target_not_normalised": ("not normalised in the target", True),
+    "input_not_normalized": ("not normalized in the input", True),
+    "target_not_normalized": ("not normalized in the target", True),
     "input_excludes_classes": ("without some class in the input (probability 0)", False),
     "target_excludes_classes": ("without some class in the target (probability 0)", False),
     "input_constant": ("constant in the input", True),

@@ -5,8 +5,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels import exact_sum
-from kldiv_dask.kernels.compiled import compiled
-from kldiv_dask.kernels.machine import tile_length, tile_size
+from kldiv_dask.kernels.jit import compiled
+from kldiv_dask.kernels.llvm_hints import tile_length, tile_size
 
 FLOAT64 = np.dtype(np.float64)
 

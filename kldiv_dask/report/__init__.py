@@ -1,0 +1,1 @@
+"""What a person reads of an evaluation: text, HTML and charts, from its dictionary of numbers."""
