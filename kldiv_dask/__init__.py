@@ -44,7 +44,7 @@ __all__ = [
     "open_pair",
 ]
 
-_ROOMS = {
+_LAYERS = {
     "storage": ("ChunkReadError", "open_array", "open_pair"),
     "evaluation": (
         "Comparison",
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
         return version("kldiv-dask")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = next((room for room, names in _ROOMS.items() if name in names), "functional")
+    room = next((room for room, names in _LAYERS.items() if name in names), "functional")
     return getattr(import_module(f"kldiv_dask.{room}"), name)
 
 

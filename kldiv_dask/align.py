@@ -57,7 +57,7 @@ class Pair(NamedTuple):
         return self._replace(input=input, target=target, chunks=_common_chunks(input, target))
 
     @property
-    def copies(self) -> int:
+    def row_multiplicity(self) -> int:
         """How many blocks hold each row of `input`: those side by side in one row of blocks."""
         blocks = math.prod(map(len, self.chunks))
         return blocks // self.input.numblocks[0] if self.input.ndim else blocks
@@ -133,7 +133,7 @@ def align(
     else:
         input, target = _rechunk_second(input, target, ("input", "target"), stacklevel + 1)
     chunks = _common_chunks(input, target)
-    where = None if where is None else align_small("where", where, chunks)
+    where = None if where is None else align_to_result("where", where, chunks)
     return Pair(input, target, dtype, chunks, tuple(_matching(input, target)), where, nbytes)
 
 
@@ -191,12 +191,12 @@ def cut(array: da.Array, box: Box, trailing: int = 0) -> da.Array:
     return array if all(one == slice(None) for one in index) else array[index]
 
 
-def alone(array: da.Array, where: da.Array | None, nbytes: float) -> Pair:
+def single_array_pair(array: da.Array, where: da.Array | None, nbytes: float) -> Pair:
     """Return an array, and what of it is included, in the shape of a pair with itself."""
     return Pair(array, array, array.dtype, array.chunks, (), where, nbytes)
 
 
-def align_small(name: str, where: Any, chunks: Chunks) -> da.Array:
+def align_to_result(name: str, where: Any, chunks: Chunks) -> da.Array:
     """Give what is said of the result its chunks. It is small beside the operands."""
     where = as_array(name, where)
     check_kind(name, where.dtype)

@@ -15,9 +15,9 @@ from kldiv_dask.options import named_dtype
 # What is said of elements or positions: the kinds of type it is computed with, those that are
 # turned into one of them, and both in words.
 ACCEPTED = {
-    "where": ("b", "iuO", "bool, or integers of 0 and 1"),
+    "where": ("b", "iuO", "booleans, or integers of 0 and 1"),
     "groups": ("biuU", "SOT", "integers, booleans or strings"),
-    "labels": ("iu", "O", "an integer type"),
+    "labels": ("iu", "O", "integers"),
 }
 
 
@@ -27,7 +27,7 @@ def as_array(name: str, operand: Any) -> Any:
         return operand
     if dask.is_dask_collection(operand):
         return da.asanyarray(operand)
-    operand = without_torch(name, operand)
+    operand = torch_to_numpy(name, operand)
     if is_stored(operand):
         return operand
     # NumPy would make strings of the numbers in a list of both.
@@ -48,7 +48,7 @@ def is_stored(operand: Any) -> bool:
     return has_dtype and hasattr(operand, "shape") and not hasattr(operand, "__array_ufunc__")
 
 
-def without_torch(name: str, operand: Any) -> Any:
+def torch_to_numpy(name: str, operand: Any) -> Any:
     """Return a tensor of torch as a NumPy array, and anything else as it is."""
     if not any(base.__module__.partition(".")[0] == "torch" for base in type(operand).__mro__):
         return operand
@@ -81,7 +81,7 @@ def check_numpy(name: str, array: da.Array) -> None:
         if masked and name not in ACCEPTED:
             hint = f"; pass np.ma.getdata({name}), and where, which is False where it is masked"
         raise TypeError(
-            f"{name} holds {type(meta).__name__} chunks; accepted is numpy.ndarray{hint}"
+            f"{name} must have chunks of numpy.ndarray, got {type(meta).__name__}{hint}"
         )
 
 
@@ -96,9 +96,8 @@ def check_pandas(given: Mapping[str, Any]) -> None:
             other, known = labels.setdefault(len(own), (name, own))
             if not known.equals(own):
                 raise ValueError(
-                    f"{name} has other labels in its {axis} than {other}, or another order of them;"
-                    f" accepted are equal ones: reindex it, or pass {name}.to_numpy() to pair by"
-                    " position"
+                    f"{name} must have the labels of {other} in its {axis}, in the same order, got "
+                    f"others; reindex it, or pass {name}.to_numpy() to pair by position"
                 )
 
 
@@ -106,7 +105,7 @@ def check_kind(name: str, dtype: np.dtype[Any]) -> None:
     """Refuse a type that can't be what is said of positions."""
     kinds, others, accepted = ACCEPTED[name]
     if dtype.kind not in kinds + others:
-        raise TypeError(f"{name} is of dtype {dtype}; accepted is {accepted}")
+        raise TypeError(f"{name} must be {accepted}, got dtype {dtype}")
 
 
 def plain(name: str, array: Any) -> Any:
@@ -118,25 +117,25 @@ def plain(name: str, array: Any) -> Any:
         return _plain(array, name)
     dtype = {"where": np.dtype(bool), "groups": np.dtype("U"), "labels": np.dtype(np.int64)}[name]
     meta = np.empty((0,) * array.ndim, dtype)
-    return da.map_blocks(_plain, array, said=name, dtype=dtype, meta=meta)
+    return da.map_blocks(_plain, array, argument=name, dtype=dtype, meta=meta)
 
 
-def _plain(block: npt.NDArray[Any], said: str) -> npt.NDArray[Any]:
+def _plain(block: npt.NDArray[Any], argument: str) -> npt.NDArray[Any]:
     kind = block.dtype.kind
     if kind in "OT":
-        block = _of_objects(said, block.astype(object))
-        check_kind(said, block.dtype)
+        block = _of_objects(argument, block.astype(object))
+        check_kind(argument, block.dtype)
         kind = block.dtype.kind
     if kind == "S":
         try:
             return np.char.decode(block, "utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{said} has bytes that are no UTF-8: {error}") from error
-    if said == "where" and kind in "iu":
-        _check(said, block, (block != 0) & (block != 1), "booleans, or integers of 0 and 1")
+            raise ValueError(f"{argument} has bytes that are no UTF-8: {error}") from error
+    if argument == "where" and kind in "iu":
+        _check(argument, block, (block != 0) & (block != 1), "booleans, or integers of 0 and 1")
         return block.astype(bool)
-    if said == "labels" and kind == "u":
-        _check(said, block, block > np.iinfo(np.int64).max, "classes, or -100 for none")
+    if argument == "labels" and kind == "u":
+        _check(argument, block, block > np.iinfo(np.int64).max, "classes, or -100 for none")
         return block.astype(np.int64)
     return block
 
@@ -144,12 +143,12 @@ def _plain(block: npt.NDArray[Any], said: str) -> npt.NDArray[Any]:
 _plain.__name__ = "kl-div-given"  # what Dask calls its tasks
 
 
-def _check(said: str, block: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], what: str) -> None:
+def _check(argument: str, block: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], what: str) -> None:
     if wrong.any():
-        raise ValueError(f"{said} has {block[wrong][0]}; accepted are {what}")
+        raise ValueError(f"{argument} must be {what}, got {block[wrong][0]}")
 
 
-def _of_objects(said: str, block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _of_objects(argument: str, block: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return what objects are: strings, bytes, booleans or integers, all of one kind."""
     values = block.reshape(-1).tolist()
     for types, dtype in (((str,), str), ((bytes,), bytes), ((bool, np.bool_), bool)):
@@ -158,12 +157,10 @@ def _of_objects(said: str, block: npt.NDArray[Any]) -> npt.NDArray[Any]:
     numbers = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
     if numbers and all(-(2**63) <= value < 2**63 for value in values):
         return block.astype(np.int64)
-    accepted = ACCEPTED[said][2]
+    accepted = ACCEPTED[argument][2]
     for place, value in enumerate(values):
         if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
             index = tuple(map(int, np.unravel_index(place, block.shape)))
-            raise ValueError(f"{said} has no value at {index}, but {value}; accepted is {accepted}")
+            raise ValueError(f"{argument} must be {accepted}, got {value} at {index}")
     found = ", ".join(sorted({type(value).__name__ for value in values}))
-    raise TypeError(
-        f"{said} holds objects of type {found}; accepted is {accepted}, all of one kind"
-    )
+    raise TypeError(f"{argument} must be {accepted}, all of one kind, got objects of type {found}")

@@ -82,7 +82,7 @@ def seconds(key: str) -> float:
     return found
 
 
-def pauses(key: str) -> list[float]:
+def delays(key: str) -> list[float]:
     """Return a list of durations in seconds.
 
     Examples
@@ -115,4 +115,4 @@ def _number(value: Any, parse: Callable[[str], float]) -> float:
 
 
 def _refused(key: str, value: Any, accepted: str) -> ValueError:
-    return ValueError(f"kldiv.{key} is {value!r}; accepted is {accepted}")
+    return ValueError(f"kldiv.{key} must be {accepted}, got {value!r}")

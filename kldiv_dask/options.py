@@ -82,7 +82,7 @@ def resolve_reduction(
             )
             return Reduction("mean", False)
     accepted = ", ".join(map(repr, REDUCTIONS))
-    raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
+    raise ValueError(f"reduction must be one of {accepted}, got {reduction!r}")
 
 
 def check_axis(axis: Any, keepdims: bool, reduction: Reduction) -> None:
@@ -90,7 +90,7 @@ def check_axis(axis: Any, keepdims: bool, reduction: Reduction) -> None:
     if axis is not None and (reduction.kind == "none" or reduction.per_batch):
         name = "batchmean" if reduction.per_batch else "none"
         raise ValueError(
-            f"axis is {axis!r} with reduction={name!r}; an axis is accepted with 'sum' and 'mean'"
+            f"axis must be None with reduction={name!r}, got {axis!r}; use 'sum' or 'mean'"
         )
     if keepdims and reduction.kind == "none":
         raise ValueError("keepdims is True with reduction='none', which reduces nothing")
@@ -102,21 +102,22 @@ def resolve_axes(axis: Any, ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
     if not all(isinstance(number, SupportsIndex) for number in given):
-        raise TypeError(f"axis is {axis!r}; accepted are an integer, a tuple of integers and None")
+        raise TypeError(f"axis must be an integer, a tuple of integers or None, got {axis!r}")
     axes = [operator.index(number) for number in given]
     for number in axes:
         if not -ndim <= number < ndim:
             raise AxisError(number, ndim, "axis")
     resolved = sorted(number % ndim for number in axes)
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f"axis is {axis!r}, which names an axis twice")
+        raise ValueError(f"axis must name each axis once, got {axis!r}")
     return tuple(resolved)
 
 
 def _check_float(name: str, dtype: np.dtype[Any]) -> None:
     if dtype.name not in FLOATS:
+        what = "dtype" if name == "dtype" else f"the dtype of {name}"
         hint = f"; convert it, as {name}.astype('float32') does" if dtype.kind == "O" else ""
-        raise TypeError(f"{name} is of dtype {dtype}; accepted are {', '.join(FLOATS)}{hint}")
+        raise TypeError(f"{what} must be one of {', '.join(FLOATS)}, got {dtype}{hint}")
 
 
 def check_floats(input: Any, target: Any) -> None:
@@ -179,7 +180,7 @@ def resolve_kind(kind: str, reduction: str, *, stacklevel: int) -> Reduction:
     old = reduction == "elementwise_mean" and kind != "logits"
     if reduction not in REDUCTIONS[1:] and not old:
         accepted = ", ".join(map(repr, REDUCTIONS[1:]))
-        raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
+        raise ValueError(f"reduction must be one of {accepted}, got {reduction!r}")
     if kind == "logits":
         return resolve_logits_reduction(reduction)
     return resolve_reduction(None, None, reduction, stacklevel=stacklevel + 1)
@@ -189,7 +190,7 @@ def resolve_logits_reduction(reduction: str) -> Reduction:
     """Resolve a reduction over positions, whose mean is what people expect of it."""
     if reduction not in REDUCTIONS:
         accepted = ", ".join(map(repr, REDUCTIONS))
-        raise ValueError(f"reduction is {reduction!r}; accepted are {accepted}")
+        raise ValueError(f"reduction must be one of {accepted}, got {reduction!r}")
     if reduction == "batchmean":
         return Reduction("sum", True)
     kind: Any = reduction
@@ -209,7 +210,7 @@ def resolve_logits_dtype(
 def resolve_integer_axis(axis: Any) -> int:
     """Return the axis of the classes as it was given."""
     if not isinstance(axis, SupportsIndex):
-        raise TypeError(f"axis is {axis!r}; accepted is an integer, the axis of the classes")
+        raise TypeError(f"axis must be an integer, the axis of the classes, got {axis!r}")
     return operator.index(axis)
 
 
@@ -226,23 +227,23 @@ def resolve_class_axis(axis: Any, input: Any, target: Any) -> int:
     left, right = input.shape[resolved], target.shape[resolved]
     if left == 0 or (left != right and not (math.isnan(left) or math.isnan(right))):
         raise ValueError(
-            f"input of shape {input.shape} and target of shape {target.shape} have {left} and "
-            f"{right} classes along axis {resolved}; accepted are equal numbers from 1 on"
+            f"input and target must have as many classes along axis {resolved}, at least 1, got "
+            f"{left} and {right} in shapes {input.shape} and {target.shape}"
         )
     return resolved
 
 
 def resolve_temperature(temperature: Any) -> float:
     """Return what logits are divided by, after checking that this and its reciprocal are finite."""
-    accepted = "accepted is a positive finite number"
+    wanted = "temperature must be a positive finite number"
     if isinstance(temperature, bool | np.bool) or not isinstance(
         temperature, int | float | np.integer | np.floating
     ):
-        raise TypeError(f"temperature is {temperature!r}; {accepted}")
+        raise TypeError(f"{wanted}, got {temperature!r}")
     most = sys.float_info.max
     if isinstance(temperature, int) and temperature > most:  # which can be too long to be shown
-        raise ValueError(f"temperature is beyond float64; {accepted}")
+        raise ValueError(f"{wanted}, got one beyond float64")
     # The reciprocal of less is infinite.
     if not sys.float_info.min <= temperature <= most:
-        raise ValueError(f"temperature is {temperature!r}; {accepted}")
+        raise ValueError(f"{wanted}, got {temperature!r}")
     return float(temperature)

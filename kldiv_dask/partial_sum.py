@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels.exact_rounding import MAX_DIVISOR, round_quotients
-from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF, STATE, carry
+from kldiv_dask.kernels.exact_sum import ACCUMULATOR_SIZE, LIMBS, NAN, NEGINF, POSINF, carry
 
-NUMEL, ROWS = STATE, STATE + 1
-SIZE = STATE + 2
+NUMEL, ROWS = ACCUMULATOR_SIZE, ACCUMULATOR_SIZE + 1
+SIZE = ACCUMULATOR_SIZE + 2
 
 Partial = npt.NDArray[np.int64]
 

@@ -130,7 +130,7 @@ def running(place, data, pair=None, chunks="16,-1"):
             run.reader.join()
 
 
-class Table:
+class KeyedSums:
     """What became of each fault, and how long that took, the rest of the run included."""
 
     def __init__(self):

@@ -172,7 +172,7 @@ def reduce_along(
     return np.expand_dims(out, axes) if keepdims else out
 
 
-def included_rows(input: Array, mask: Array) -> int:
+def included_batch_rows(input: Array, mask: Array) -> int:
     """How many rows along axis 0 of `input` have an element that a mask of the result includes."""
     if input.ndim == 0 or input.shape[0] == 1:
         return int(mask.any())
@@ -196,7 +196,7 @@ def reduce_included(
         return reduce(np.where(mask, terms, terms.dtype.type(0)), reduction, None, dtype)
     if reduction != "batchmean":
         return reduce_along(terms, mask, reduction, axis, keepdims, dtype)
-    result = reduce(terms[mask], reduction, included_rows(input, mask), dtype)
+    result = reduce(terms[mask], reduction, included_batch_rows(input, mask), dtype)
     return np.expand_dims(result, tuple(range(terms.ndim))) if keepdims else result
 
 

@@ -80,9 +80,9 @@ def clustered(values: Any, sequences: Any) -> tuple[float, int]:
     return math.sqrt(variance) / values.size, n
 
 
-def interval(mean: float, error: float, freedom: int) -> tuple[float, float]:
+def interval(mean: float, error: float, dof: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a mean."""
-    half = stats.t.ppf(0.975, freedom) * error if freedom > 0 else math.nan
+    half = stats.t.ppf(0.975, dof) * error if dof > 0 else math.nan
     return mean - half, mean + half
 
 

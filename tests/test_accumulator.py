@@ -226,19 +226,21 @@ KIND = "kind must be one of 'log_probs_and_probs', 'log_probs', 'logits'"
 OPTIONS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, f"{KIND}, got 'prob'", {"kind": "prob"}),
     (ValueError, f"{KIND}, got 'probs'; of two arrays of probabilities, give", {"kind": "probs"}),
-    *((ValueError, f"reduction is {reduction!r}; accepted are 'mean', 'batchmean', 'sum'",
+    *((ValueError, f"reduction must be one of 'mean', 'batchmean', 'sum', got {reduction!r}",
        {"kind": kind, "reduction": reduction})
       for kind in KINDS for reduction in ("none", "average", None)),
     *((ValueError, f"axis is 0 and temperature is 1.0 with kind={kind!r}; they are for logits",
        {"kind": kind, "axis": 0}) for kind in KINDS[:2]),
     (ValueError, "axis is -1 and temperature is 2 with kind='log_probs_and_probs'; they are for",
      {"temperature": 2}),
-    *((TypeError, f"axis is {axis!r}; accepted is an integer", {"kind": "logits", "axis": axis})
+    *((TypeError, f"axis must be an integer, the axis of the classes, got {axis!r}",
+       {"kind": "logits", "axis": axis})
       for axis in (1.5, (1,), None)),
-    *((category, f"temperature is {value!r}; accepted is a positive finite number",
+    *((category, f"temperature must be a positive finite number, got {value!r}",
        {"kind": "logits", "temperature": value}) for category, value in
       ((ValueError, -1), (ValueError, math.nan), (TypeError, "1"), (TypeError, None))),
-    (TypeError, "dtype is of dtype int32; accepted are float16", {"kind": "logits", "dtype": "i4"}),
+    (TypeError, "dtype must be one of float16, bfloat16, float32, float64, got int32",
+     {"kind": "logits", "dtype": "i4"}),
 ]  # fmt: skip
 
 
@@ -256,9 +258,10 @@ UPDATES: list[tuple[type[Exception], str, tuple[Any, ...]]] = [
     (TypeError, "the batch is computed in float64 to float64, where those before were "
      "computed in float32 to float32; give all batches one type",
      (X.astype("f8"), T)),
-    (ValueError, "input of shape (60, 6) and target of shape (60, 7) have 6 and 7", (X[:, 1:], T)),
+    (ValueError, "input and target must have as many classes along axis -1", (X[:, 1:], T)),
     (ValueError, "input of shape (59, 7) and target of shape (60, 7) do not", (X[1:], T)),
-    (TypeError, "input is of dtype int64; accepted are float16", (X.astype(int), T)),
+    (TypeError, "the dtype of input must be one of float16, bfloat16, float32, float64, got int64",
+     (X.astype(int), T)),
     (ValueError, "where of shape (60, 7) does not broadcast", (X, T, np.ones_like(X, bool))),
 ]  # fmt: skip
 
@@ -295,10 +298,10 @@ def test_the_first_batch_decides_only_if_it_was_added() -> None:
 
 
 OTHERS: list[tuple[str, dict[str, Any]]] = [
-    ("kind='log_probs_and_probs'; accepted is 'logits'", {"kind": "log_probs_and_probs"}),
-    ("axis=0; accepted is -1", {"axis": 0}),
-    ("temperature=2.0; accepted is 1.0", {"temperature": 2}),
-    ("dtype='float32'; accepted is None", {"dtype": "f4"}),
+    ("must have kind='logits', got 'log_probs_and_probs'", {"kind": "log_probs_and_probs"}),
+    ("must have axis=-1, got 0", {"axis": 0}),
+    ("must have temperature=1.0, got 2.0", {"temperature": 2}),
+    ("must have dtype=None, got 'float32'", {"dtype": "f4"}),
 ]
 
 
@@ -306,11 +309,11 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
 def test_others_that_do_not_fit(text: str, options: dict[str, Any]) -> None:
     own, same = (filled("logits", (X, T)) for _ in range(2))
     other = KLDivergence(**{"kind": "logits", **options})
-    whose = "the other accumulator has "
+    whose = "the other accumulator "
     unchanged(own, lambda: own.merge(other), ValueError, whose + text)
     unchanged(own, lambda: own + other, ValueError, whose + text)
     state = other.state_dict()
-    unchanged(own, lambda: own.load_state_dict(state), ValueError, "the state has " + text)
+    unchanged(own, lambda: own.load_state_dict(state), ValueError, "the state " + text)
     # Of several, none is added unless all fit.
     unchanged(own, lambda: own.merge(same, other), ValueError, whose + text)
 
@@ -327,7 +330,7 @@ def test_merging_is_of_accumulators_of_one_type() -> None:
 @pytest.mark.parametrize("other", [1, None, {}])
 def test_merging_is_of_accumulators_alone(other: Any) -> None:
     own = filled("logits", (X, T))
-    text = f"other is of type {type(other).__name__}; accepted is KLDivergence"
+    text = f"other must be a KLDivergence, got a {type(other).__name__}"
     unchanged(own, lambda: own.merge(other), TypeError, text)
 
 

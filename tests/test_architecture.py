@@ -60,7 +60,7 @@ LAYERS = {
 }
 
 # Of a layer below, a layer may import one name only.
-EXCEPTIONS = {("functional", "kernels"): {"kldiv_dask.kernels.pointwise.Term"}}
+EXCEPTIONS = {("functional", "kernels"): {"kldiv_dask.kernels.pointwise.PointwiseSpec"}}
 
 
 class Import(NamedTuple):

@@ -224,7 +224,7 @@ def test_chunks(text, chunks):
     [
         (["no.npy", "t.npy"], "no.npy does not exist"),
         (["x.txt", "t.npy"], "x.txt is of no format that can be read"),
-        (["whole.npy", "t.npy"], "whole.npy has dtype int64"),
+        (["whole.npy", "t.npy"], "whole.npy must be of dtype .*, got int64"),
         (["x.npy", "short.npy"], "the shapes of input, (40, 50) in .*x.npy, and target, (39, 50)"),
         (["x.npy", "t.npy", "--chunks", "big"], "--chunks big does not suit the shape (40, 50)"),
         (["x.npy", "t.npy", "--chunks", "1,2,3"], "--chunks (1, 2, 3) does not suit"),

@@ -280,12 +280,15 @@ def test_what_cannot_be_read_is_skipped(on, capsys):
     ("arguments", "message"),
     [
         (["no.npy", "t.npy"], "no.npy does not exist"),
-        (["x.npy", "labels.npy"], "labels.npy has dtype int64"),
+        (["x.npy", "labels.npy"], "labels.npy must be of dtype .*, got int64"),
         (["x.npy", "t.npy", "--labels", "no.npy"], "no.npy does not exist"),
         (["x.npy", "t.npy", "--input-key", "k"], "--input-key k was given for .*x.npy"),
         (["x.npy", "t.npy", "--labels-key", "k"], "--labels-key is 'k', and labels is no path"),
         (["x.npy", "t.npy", "--where", "where.npy", "--where-key", "k"], "--where-key k was given"),
-        (["x.npy", "t.npy", "--where", "x.npy"], "^Error: --where is of dtype float32"),
+        (
+            ["x.npy", "t.npy", "--where", "x.npy"],
+            "^Error: --where must be booleans, or integers of 0 and 1, got dtype float32",
+        ),
         (["x.npy", "t.npy", "--chunks", "big"], "--chunks big does not suit the shape"),
         (
             ["x.npy", "t.npy", "--html", "no/a.html"],
@@ -306,7 +309,10 @@ def test_what_cannot_be_read_is_skipped(on, capsys):
         (["x.npy", "t.npy", "--kind", "probs", "--temperature", "2"], "it is for logits"),
         (["x.npy", "t.npy", "--cluster-axis", "2"], "--cluster-axis is 2; the positions have 2"),
         (["x.npy", "t.npy", "--where", "mask5.npy"], r"^Error: --where of shape \(5, 12\) .*12, 5"),
-        (["x.npy", "t.npy", "--labels", "mask5.npy"], "^Error: --labels is of dtype bool"),
+        (
+            ["x.npy", "t.npy", "--labels", "mask5.npy"],
+            "^Error: --labels must be integers, got dtype bool",
+        ),
         (["x.npy", "both.zarr"], "pass --target-key, one of 't', 'deep/x'"),
         (["both.zarr", "t.npy"], "pass --input-key, one of 't', 'deep/x'"),
         (

@@ -70,9 +70,15 @@ def test_a_mask_of_elements(client, folder, capsys):
         (["--axis", "0"], "--axis and --temperature are for --logits"),
         (["--temperature", "1"], "--axis and --temperature are for --logits"),
         (["--logits", "--zero-safe"], "--log-target and --zero-safe are for what is not --logits"),
-        (["--logits", "--temperature", "0"], "temperature is 0.0; accepted is a positive finite"),
+        (
+            ["--logits", "--temperature", "0"],
+            "temperature must be a positive finite number, got 0.0",
+        ),
         (["--logits", "--axis", "3"], "axis 3 is out of bounds for array of dimension 3"),
-        (["--logits", "--where", LOGITS[0]], "where is of dtype float16; accepted is bool"),
+        (
+            ["--logits", "--where", LOGITS[0]],
+            "where must be booleans, or integers of 0 and 1, got dtype float16",
+        ),
         (["--logits", "--where", "none.npy"], "none.npy"),
     ],
 )

@@ -86,7 +86,7 @@ def test_markup_is_escaped():
 
 
 def stage_names():
-    """What the functions of `stage` and `of_pair` are called, and classes that name themselves."""
+    """The names of functions of `stage` and `pair_stage`, and of classes that name themselves."""
     for path in Path(kldiv_dask.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("stage", "of_pair"):

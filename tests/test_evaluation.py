@@ -13,7 +13,7 @@ import pytest
 
 from kldiv_dask import EvaluationError, EvaluationWarning, evaluate, kl_div_with_logits
 from kldiv_dask.evaluation.checkpoint import packed
-from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
+from kldiv_dask.statistics.chunks import EvaluationSpec, evaluate_chunks
 from kldiv_dask.statistics.sketch import RELATIVE_ERROR
 from kldiv_dask.statistics.state import merge
 from kldiv_dask.statistics.summarize import PROBABILITIES
@@ -363,9 +363,9 @@ def test_bits_of_the_divergence(dtype, temperature, computed):
     input, target = pair("logits", dtype, shape, classes=300)
     options = {"temperature": temperature, "dtype": computed}
     found = run(input, target, groups=np.arange(84).reshape(shape), **options)
-    alone = kl_div_with_logits(input, target, reduction="none", **options).compute()
+    single_array_pair = kl_div_with_logits(input, target, reduction="none", **options).compute()
     ours = np.array([one.sum for one in found.groups.values()]).reshape(shape)
-    assert (ours.astype(alone.dtype) == alone).all()
+    assert (ours.astype(single_array_pair.dtype) == single_array_pair).all()
     for reduction, number in {"sum": found.overall.sum, "mean": found.mean}.items():
         other = kl_div_with_logits(input, target, reduction=reduction, **options).compute()
         assert other.dtype.type(number) == other
@@ -432,7 +432,7 @@ def test_bits_of_merges(whole, seed):
     input, target, options, state = whole
     kind = options["kind"]
     dtype = np.dtype(np.float32 if kind == "logits" else np.float64)
-    plan = Plan((30, 11), 0, kind, 1.0, dtype, (1e-5, 1e-5))
+    plan = EvaluationSpec((30, 11), 0, kind, 1.0, dtype, (1e-5, 1e-5))
     small = [options[name] for name in ("where", "groups", "labels")]
     r = rng(seed)
     states = []
@@ -460,18 +460,38 @@ REFUSED = {
         "on_error must be 'raise' or 'skip', got 'ignore'",
     ),
     "cluster_axis": ({"cluster_axis": 2}, ValueError, "cluster_axis is 2; the positions have 2"),
-    "cluster_axis-type": ({"cluster_axis": "a"}, TypeError, "cluster_axis is 'a'; accepted is an"),
+    "cluster_axis-type": (
+        {"cluster_axis": "a"},
+        TypeError,
+        "cluster_axis must be an integer, got 'a'",
+    ),
     "temperature": (
         {"temperature": 2.0, "kind": "log_probs"},
         ValueError,
         "temperature is 2.0 with kind='log_probs'; it is for logits",
     ),
-    "temperature-0": ({"temperature": 0}, ValueError, "temperature is 0; accepted is a positive"),
+    "temperature-0": (
+        {"temperature": 0},
+        ValueError,
+        "temperature must be a positive finite number, got 0",
+    ),
     "axis": ({"axis": 3}, np.exceptions.AxisError, "axis 3 is out of bounds"),
-    "where-type": ({"where": np.ones((4, 3))}, TypeError, "where is of dtype float64; .* bool"),
+    "where-type": (
+        {"where": np.ones((4, 3))},
+        TypeError,
+        "where must be booleans, .*, got dtype float64",
+    ),
     "where": ({"where": np.ones((4, 2), bool)}, ValueError, r"where of shape \(4, 2\) .*\(4, 3\)"),
-    "groups-type": ({"groups": np.ones(3)}, TypeError, "groups is of dtype float64; .*strings"),
-    "labels-type": ({"labels": np.ones(3)}, TypeError, "labels is of dtype float64; .*integer"),
+    "groups-type": (
+        {"groups": np.ones(3)},
+        TypeError,
+        "groups must be .*strings, got dtype float64",
+    ),
+    "labels-type": (
+        {"labels": np.ones(3)},
+        TypeError,
+        "labels must be integers, got dtype float64",
+    ),
     "labels": ({"labels": np.zeros(2, int)}, ValueError, r"labels of shape \(2,\) .*\(4, 3\)"),
     "checkpoint": (
         {"checkpoint": "s3://bucket/x"},
@@ -498,6 +518,6 @@ def test_labels_that_are_no_class(label):
     labels = np.zeros((40, 3), int)
     labels[31, 2] = label
     pair = [da.from_array(a, chunks=(10, 2, 9)) for a in rng(1).normal(size=(2, 40, 3, 9))]
-    message = rf"labels has {label} at \(31, 2\); accepted are classes from 0 to 8, and -100"
+    message = rf"labels must be classes from 0 to 8, and -100 .*, got {label} at \(31, 2\)"
     with pytest.raises(EvaluationError, match=message):
         run(*pair, labels=labels)

@@ -97,13 +97,13 @@ def test_quantiles(name, count):
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 9, 1023, 10**6])
-def test_intervals(freedom):
-    near(interval(3.0, 0.5, freedom), twin.interval(3.0, 0.5, freedom))
+def test_intervals(dof):
+    near(interval(3.0, 0.5, dof), twin.interval(3.0, 0.5, dof))
 
 
 def test_intervals_of_too_little():
-    for error, freedom in (0.5, 0), (math.nan, 9), (math.inf, 9):
-        assert all(map(math.isnan, interval(3.0, error, freedom)))
+    for error, dof in (0.5, 0), (math.nan, 9), (math.inf, 9):
+        assert all(map(math.isnan, interval(3.0, error, dof)))
 
 
 def test_p_values_have_no_floor():
@@ -141,12 +141,12 @@ def test_coverage(sequences):
         effects = r.exponential(size=(sequences, 1)) * 0.7
         values = effects + r.exponential(size=(sequences, positions)) * 0.3
         mean, error = clustered([positions] * sequences, values.sum(axis=1).tolist())
-        alone = values.std(ddof=1) / math.sqrt(values.size)
-        for name, one, freedom in (
+        single_array_pair = values.std(ddof=1) / math.sqrt(values.size)
+        for name, one, dof in (
             ("clustered", error, sequences - 1),
-            ("independent", alone, values.size - 1),
+            ("independent", single_array_pair, values.size - 1),
         ):
-            low, high = interval(mean, one, freedom)
+            low, high = interval(mean, one, dof)
             hits[name] += low <= 1.0 <= high
     assert 0.92 <= hits["clustered"] / replications <= 0.97
     assert hits["independent"] / replications < 0.7
@@ -349,7 +349,9 @@ def test_save_and_load(tmp_path):
 
 def test_load_refuses_checkpoints(tmp_path):
     run(*logits((4, 2)), checkpoint=tmp_path / "run")
-    with pytest.raises(ValueError, match="run is the checkpoint of a run; accepted is what `save`"):
+    with pytest.raises(
+        ValueError, match="run must be a file that `save` wrote, got the checkpoint of a run"
+    ):
         Evaluation.load(tmp_path / "run")
 
 

@@ -15,7 +15,7 @@ import zarr
 
 from tests import faulty
 from tests.commands import eventually
-from tests.faults import BOUND, NONE, Data, Local, Table, running
+from tests.faults import BOUND, NONE, Data, KeyedSums, Local, running
 from tests.hosts import Cluster, Hosts, needs_hosts
 
 HOSTS = pytest.param("hosts", marks=[needs_hosts, pytest.mark.slow])
@@ -28,7 +28,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table():
-    return Table()
+    return KeyedSums()
 
 
 @pytest.fixture(scope="module")

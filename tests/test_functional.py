@@ -24,29 +24,29 @@ LAZY_X, LAZY_T = da.from_array(X, chunks=(2, 4)), da.from_array(T, chunks=(2, 4)
 # Errors: each type with its whole text, and which comes first
 
 COMPLEX, INTEGER, WIDE = np.ones((6, 4), complex), np.ones((6, 4), int), np.ones((6, 5))
-FLOATS = "accepted are float16, bfloat16, float32, float64"
+FLOATS = "must be one of float16, bfloat16, float32, float64, got"
 MASKED = (
-    "MaskedArray chunks; accepted is numpy.ndarray; pass np.ma.getdata({}), and where, which is "
-    "False where it is masked"
+    "must have chunks of numpy.ndarray, got MaskedArray; pass np.ma.getdata({}), and where, which "
+    "is False where it is masked"
 )
 
 ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
-    (ValueError, "reduction is 'average'; accepted are 'none', 'mean', 'batchmean', 'sum'",
+    (ValueError, "reduction must be one of 'none', 'mean', 'batchmean', 'sum', got 'average'",
      (COMPLEX, INTEGER), {"reduction": "average", "dtype": int}),
-    (ValueError, "reduction is None; accepted are 'none', 'mean', 'batchmean', 'sum'",
+    (ValueError, "reduction must be one of 'none', 'mean', 'batchmean', 'sum', got None",
      (X, T), {"reduction": None}),
-    (TypeError, f"target is of dtype complex128; {FLOATS}", (INTEGER, COMPLEX), {}),
-    (TypeError, f"input is of dtype complex128; {FLOATS}", (COMPLEX, COMPLEX), {}),
-    (TypeError, f"input is of dtype int64; {FLOATS}", (INTEGER, WIDE), {"dtype": int}),
-    (TypeError, f"target is of dtype int64; {FLOATS}", (WIDE, INTEGER), {}),
-    (TypeError, f"target is of dtype bool; {FLOATS}", (X, True), {}),
-    (TypeError, f"input is of dtype uint8; {FLOATS}", (LAZY_X.astype("u1"), T), {"dtype": "f4"}),
+    (TypeError, f"the dtype of target {FLOATS} complex128", (INTEGER, COMPLEX), {}),
+    (TypeError, f"the dtype of input {FLOATS} complex128", (COMPLEX, COMPLEX), {}),
+    (TypeError, f"the dtype of input {FLOATS} int64", (INTEGER, WIDE), {"dtype": int}),
+    (TypeError, f"the dtype of target {FLOATS} int64", (WIDE, INTEGER), {}),
+    (TypeError, f"the dtype of target {FLOATS} bool", (X, True), {}),
+    (TypeError, f"the dtype of input {FLOATS} uint8", (LAZY_X.astype("u1"), T), {"dtype": "f4"}),
     (TypeError,
-     f"target is of dtype object; {FLOATS}; convert it, as target.astype('float32') does",
+     f"the dtype of target {FLOATS} object; convert it, as target.astype('float32') does",
      (X, None), {}),
-    (TypeError, f"target is of dtype <U5; {FLOATS}", (X, "probs"), {}),
-    (TypeError, f"dtype is of dtype int32; {FLOATS}", (X, WIDE), {"dtype": "i4"}),
-    (TypeError, f"dtype is of dtype complex64; {FLOATS}", (X, WIDE), {"dtype": "c8"}),
+    (TypeError, f"the dtype of target {FLOATS} <U5", (X, "probs"), {}),
+    (TypeError, f"dtype {FLOATS} int32", (X, WIDE), {"dtype": "i4"}),
+    (TypeError, f"dtype {FLOATS} complex64", (X, WIDE), {"dtype": "c8"}),
     (ValueError, "input of shape (6, 4) and target of shape (6, 5) do not broadcast together: they "
      "have 4 and 5 elements along the last axis; if these are classes, and one is padded, cut it: "
      "array[..., :4]",
@@ -57,9 +57,9 @@ ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
      (np.ones((3, 6, 4)), np.ones((2, 1, 4))), {}),
     (ValueError, "input of shape (0,) and target of shape (2,) do not broadcast together",
      ([], [0.5, 0.5]), {}),
-    (TypeError, f"input holds {MASKED.format('input')}",
+    (TypeError, f"input {MASKED.format('input')}",
      (np.ma.masked_invalid(X), T), {}),
-    (TypeError, f"target holds {MASKED.format('target')}",
+    (TypeError, f"target {MASKED.format('target')}",
      (X, da.from_array(np.ma.masked_invalid(T), chunks=2)), {}),
 ]  # fmt: skip
 

@@ -106,7 +106,7 @@ def check(
     mask = np.broadcast_to(True if where is None else where, values.shape)
     total = reference.exact_sum(values[mask])
     rows = values.shape[0] if values.ndim else 1
-    rows = rows if where is None else reference.included_rows(values, mask)
+    rows = rows if where is None else reference.included_batch_rows(values, mask)
     assert fields[3:] == (total.count, rows, total.nan, total.posinf, 0)
 
 

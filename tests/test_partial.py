@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kldiv_dask import partial_sum
 from kldiv_dask.kernels import exact_sum
-from kldiv_dask.kernels.exact_sum import LIMBS, MAX_ADDITIONS, STATE
+from kldiv_dask.kernels.exact_sum import ACCUMULATOR_SIZE, ENDURANCE, LIMBS
 from kldiv_dask.kernels.llvm_hints import tile_length
 from tests import reference
 from tests.bits import assert_same_bits
@@ -115,9 +115,12 @@ def test_a_tile_is_exact_at_every_distance(dtype: Any, top: int) -> None:
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=20))
 def test_what_cancels_leaves_nothing(values: list[float]) -> None:
     state = partial_of([*values, *(-value for value in values)])
-    assert not state[:STATE].any()
+    assert not state[:ACCUMULATOR_SIZE].any()
     if any(values):
-        assert state[:STATE].tolist() != partial_of([*values, *values])[:STATE].tolist()
+        assert (
+            state[:ACCUMULATOR_SIZE].tolist()
+            != partial_of([*values, *values])[:ACCUMULATOR_SIZE].tolist()
+        )
 
 
 def test_merging_along_any_axes() -> None:
@@ -173,12 +176,12 @@ def test_an_addition_is_exact_and_leaves_headroom_for_more(value: int, position:
     exact_sum.add_scaled(state, value, position)
     assert integer(state) == value << position
     # Adding a number n times leaves n times the limbs, and they must fit beside a canonical one.
-    most = np.abs(state[:LIMBS]).max().item() * MAX_ADDITIONS + 2**32
+    most = np.abs(state[:LIMBS]).max().item() * ENDURANCE + 2**32
     assert most < 2**63
-    state *= MAX_ADDITIONS
+    state *= ENDURANCE
     exact_sum.carry(state)
     assert_canonical(state)
-    assert integer(state) == (value << position) * MAX_ADDITIONS
+    assert integer(state) == (value << position) * ENDURANCE
 
 
 @pytest.mark.parametrize("value", [MAX, -MAX, 2.0**1023, -(2.0**1023), 1.0, TINY, -TINY])

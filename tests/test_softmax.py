@@ -22,18 +22,18 @@ SORTS = ("near", "input offset", "target offset", "one-hot", "excluded", "peaked
 by_dtype = pytest.mark.parametrize("dtype", FLOATS)
 
 
-def computed_in(x: Array, t: Array, temperature: float) -> np.dtype[Any]:
-    return softmax_kl.computed_in(np.float64 in (x.dtype.newbyteorder("="), t.dtype), temperature)
+def compute_dtype(x: Array, t: Array, temperature: float) -> np.dtype[Any]:
+    return softmax_kl.compute_dtype(np.float64 in (x.dtype.newbyteorder("="), t.dtype), temperature)
 
 
 def whole(x: Array, t: Array, temperature: float = 1.0, where: Array | None = None) -> Array:
-    dtype = computed_in(x, t, temperature)
+    dtype = compute_dtype(x, t, temperature)
     return softmax_kl.block_divergences(x, t, where, dtype, temperature)
 
 
 def split(x: Array, t: Array, chunks: Any, temperature: float = 1.0, fold: int = 0) -> Array:
     """All chunks merged at once; or `fold` at a time, from a random place among them on."""
-    dtype, stops = computed_in(x, t, temperature), np.cumsum(chunks)[:-1]
+    dtype, stops = compute_dtype(x, t, temperature), np.cumsum(chunks)[:-1]
     pairs = zip(np.split(x, stops, -1), np.split(t, stops, -1), strict=True)
     states = [softmax_kl.block_states(a, b, None, dtype, temperature) for a, b in pairs]
     rng = np.random.default_rng(fold)
@@ -48,7 +48,7 @@ def merged(states: list[Array], temperature: float) -> Array:
 
 
 def bound(x: Array, t: Array, temperature: float) -> float:
-    return 1e-6 if computed_in(x, t, temperature) == np.float32 else 1e-12
+    return 1e-6 if compute_dtype(x, t, temperature) == np.float32 else 1e-12
 
 
 def assert_close(got: Any, exact: Any, relative: float, *context: Any) -> None:

@@ -16,7 +16,7 @@ from kldiv_dask.kernels import softmax_kl
 from kldiv_dask.kernels.elementary import EXP_NORMAL_F32
 from tests.bits import assert_same_bits
 from tests.cases import Array, dtype_of, narrow
-from tests.test_softmax import by_dtype, computed_in, merged, split, whole
+from tests.test_softmax import by_dtype, compute_dtype, merged, split, whole
 
 
 def rows_of_every_sort(name: str) -> tuple[Array, Array]:
@@ -54,8 +54,8 @@ def test_a_row_depends_on_itself_alone(dtype: str, temperature: float) -> None:
     together = whole(x, t, temperature)
     assert np.isfinite(together).sum() > 50
     assert np.isnan(together).sum() > 10
-    alone = [whole(x[i : i + 1], t[i], temperature)[0] for i in range(len(x))]
-    assert_same_bits(np.array(alone), together)
+    single_array_pair = [whole(x[i : i + 1], t[i], temperature)[0] for i in range(len(x))]
+    assert_same_bits(np.array(single_array_pair), together)
     order = np.random.default_rng(4).permutation(len(x))
     assert_same_bits(whole(x[order], t[order], temperature), together[order])
     cube = (2, 49, 1030)
@@ -66,7 +66,7 @@ def test_a_row_depends_on_itself_alone(dtype: str, temperature: float) -> None:
         copies = (np.broadcast_to(a, x.shape).copy() for a in (first, second))
         assert_same_bits(whole(first, second, temperature), whole(*copies, temperature))
     for a, b in [*((v, t) for v in layouts(x)), *zip(layouts(x), layouts(t), strict=True)]:
-        kernel = softmax_kl.computed_in(dtype == "float64", temperature)
+        kernel = softmax_kl.compute_dtype(dtype == "float64", temperature)
         got = softmax_kl.block_divergences(a, b, None, kernel, temperature)
         assert_same_bits(got, together, a.strides, a.dtype)
     if dtype != "float64":
@@ -76,7 +76,7 @@ def test_a_row_depends_on_itself_alone(dtype: str, temperature: float) -> None:
     assert np.isnan(together[~where]).any()
     wanted = np.where(where, together, 0.0)
     assert_same_bits(whole(x, t, temperature, where), wanted)
-    kernel = computed_in(x, t, temperature)
+    kernel = compute_dtype(x, t, temperature)
     states = [
         softmax_kl.block_states(x[:, part], t[:, part], where, kernel, temperature)
         for part in (slice(1024), slice(1024, None))

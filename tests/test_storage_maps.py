@@ -127,7 +127,7 @@ def test_the_commands_heed_the_configuration(tmp_path, command):
     with dask.config.set({"kldiv.map-files": "maybe"}):
         found = CliRunner().invoke(main, [command, path, path])
     assert found.exit_code == 2
-    assert found.stderr == "Error: kldiv.map-files is 'maybe'; accepted is true or false\n"
+    assert found.stderr == "Error: kldiv.map-files must be true or false, got 'maybe'\n"
 
 
 # A file is written between the check and the use

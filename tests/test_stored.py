@@ -72,7 +72,7 @@ def digest(dtype, log_target):
     x, t = (np.concatenate(parts) for parts in zip(patterns, grid, strict=True))
     ordinary = -np.abs(rng.standard_normal(10**6)).astype(dtype)
     x, t = np.concatenate([x, ordinary]), np.concatenate([t, ordinary[::-1]])
-    term = pointwise.Term(dtype, log_target, True)
+    term = pointwise.PointwiseSpec(dtype, log_target, True)
     terms = pointwise.block_terms(x, t, term)
     state = partial_sum.zero()
     pointwise.add_block(state, x, t, term)

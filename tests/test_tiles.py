@@ -190,7 +190,7 @@ def test_any_terms_are_summed_exactly(values: Array, log_target: bool) -> None:
     """
     t = np.full_like(values, 0 if log_target else 1)
     state = partial_sum.zero()
-    pointwise.add_block(state, -values, t, pointwise.Term(values.dtype, log_target, False))
+    pointwise.add_block(state, -values, t, pointwise.PointwiseSpec(values.dtype, log_target, False))
     sums, total = partial_sum.total(state), reference.exact_sum(values)
     assert Fraction(sums.units, 2**1074) == total.exact
     assert sums[1:4] == total[1:4]

@@ -203,7 +203,7 @@ def test_summary(dtype: str) -> None:
         got = kl_div_summary(*pair, where=lazy_mask(rng, where)).compute()
         mask = np.broadcast_to(where, terms.shape)
         total = reference.exact_sum(terms[mask])
-        rows = reference.included_rows(x, mask)
+        rows = reference.included_batch_rows(x, mask)
         assert list(got[3:]) == [total.count, rows, total.nan, total.posinf, total.neginf]
         for reduction in ("sum", "mean", "batchmean"):
             result = wanted(terms, x, dtype, reduction, where=where)
@@ -227,8 +227,8 @@ def test_cluster(client: Client) -> None:
 
 
 ERRORS: list[tuple[type[Exception], str, Any]] = [
-    (TypeError, "where is of dtype float64; accepted is bool, or integers of 0 and 1", 1.0),
-    (TypeError, "where holds MaskedArray chunks; accepted is numpy.ndarray; pass where.filled()",
+    (TypeError, "where must be booleans, or integers of 0 and 1, got dtype float64", 1.0),
+    (TypeError, "where must have chunks of numpy.ndarray, got MaskedArray; pass where.filled()",
      np.ma.masked_equal(np.ones((6, 4), bool), False)),
     *((ValueError, f"where of shape {shape} does not broadcast to the shape (6, 4) of the result",
        np.ones(shape, bool)) for shape in [(6, 5), (6,), (2, 6, 4), (1, 6, 4), (0, 4), (0,)]),

@@ -55,7 +55,7 @@ _NAMES = (
 )
 _GIVEN = re.compile(rf"\b{_NAMES}=('[^']*'|\([^)]*\)|[^\s;:,)]*)")
 _SUBJECT = re.compile(rf"^{_NAMES}(?=:| (?:is|are|must|has|have|of|does|was|were)\b)")
-_OPERAND = re.compile(r"^(input|target)(?= (?:is|must|has|have|of|was)\b)")
+_OPERAND = re.compile(r"(?:^|(?<=^the dtype of ))(input|target)(?= (?:is|must|has|have|of|was)\b)")
 
 _CLUSTER = (
     click.option(
@@ -148,11 +148,11 @@ def cluster(scheduler: str | None, workers: int | None, threads: int | None) -> 
     with contextlib.ExitStack() as stack:
         if scheduler:
             say("connecting to the cluster")
-            with failing(BAD_INPUT, f"--scheduler {scheduler}: "):
+            with exit_on_error(BAD_INPUT, f"--scheduler {scheduler}: "):
                 client = stack.enter_context(connect(scheduler))
         else:
             say("starting a cluster")
-            with failing(FAILED, "no cluster could be started: "):
+            with exit_on_error(FAILED, "no cluster could be started: "):
                 client = stack.enter_context(connect(workers=workers, threads=threads))
         for number in SIGNALS:  # on the way out; a second one would cut the cleaning up short
             stack.callback(signal.signal, number, signal.SIG_IGN)
@@ -160,12 +160,12 @@ def cluster(scheduler: str | None, workers: int | None, threads: int | None) -> 
 
 
 @contextlib.contextmanager
-def in_one_line(hint: Callable[[], str] = str) -> Iterator[None]:
+def one_line_errors(hint: Callable[[], str] = str) -> Iterator[None]:
     """Say what fails, stops or is warned of in one line each, and end with the exit code for it.
 
     Where the command fails or is stopped, what `hint` returns then is the end of the line.
     """
-    with failing(FAILED, hint=hint), _stoppable(hint), warnings.catch_warnings():
+    with exit_on_error(FAILED, hint=hint), _stoppable(hint), warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _show_warning
         yield
@@ -189,7 +189,7 @@ def _line(message: object) -> str:
 
 
 @contextlib.contextmanager
-def failing(
+def exit_on_error(
     exit_code: int,
     where: str = "",
     errors: tuple[type[Exception], ...] = (Exception,),

@@ -20,8 +20,8 @@ from kldiv_dask.cli.common import (
     check_cluster,
     cluster,
     cluster_options,
-    failing,
-    in_one_line,
+    exit_on_error,
+    one_line_errors,
     parse_chunks,
     reading_options,
     say,
@@ -120,8 +120,8 @@ def compute(
     """  # noqa: D301 - click wants a real backspace there
     check_cluster(scheduler, workers, threads)
     _check_kind(logits, **options)
-    with in_one_line():
-        with failing(BAD_INPUT):
+    with one_line_errors():
+        with exit_on_error(BAD_INPUT):
             opened = _open(input, target, logits, **options)
         with cluster(scheduler, workers, threads) as client:
             start = time.perf_counter()

@@ -16,9 +16,9 @@ from kldiv_dask.cli.common import (
     check_cluster,
     cluster,
     cluster_options,
-    failing,
-    in_one_line,
+    exit_on_error,
     in_options,
+    one_line_errors,
     parse_chunks,
     reading_options,
     say,
@@ -151,8 +151,8 @@ def evaluate(
         raise click.UsageError("--adopt goes on from the checkpoint, --no-resume does not")
     resume = "adopt" if adopt else not no_resume
     options |= {"chunks": parse_chunks(options["chunks"]), "resume": resume}
-    with in_one_line(_hint(options["checkpoint"], no_resume)):
-        with failing(BAD_INPUT):
+    with one_line_errors(_hint(options["checkpoint"], no_resume)):
+        with exit_on_error(BAD_INPUT):
             read = {"INPUT": input, "TARGET": target}
             read |= {f"--{name}": options[name] for name in SMALL if options[name] is not None}
             written = {"--html": html, "--json": json, "--save": save}
@@ -196,7 +196,7 @@ def _run(client: "Client", request: "Request") -> "Evaluation":
     with contextlib.ExitStack() as stack:
         # What a slab raises is none of these, so they are about the arguments.
         about = (ValueError, TypeError, ImportError, BlockingIOError)
-        stack.enter_context(failing(BAD_INPUT, errors=about))
+        stack.enter_context(exit_on_error(BAD_INPUT, errors=about))
         if seen:
             stack.callback(click.echo, CLEAR, nl=False, err=True)
         say("compiling the kernels on the workers, unless they are stored from an earlier run")

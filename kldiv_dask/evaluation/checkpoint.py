@@ -18,8 +18,8 @@ from kldiv_dask.evaluation import files
 from kldiv_dask.evaluation.data import Identities, differences
 from kldiv_dask.evaluation.errors import CheckpointError
 from kldiv_dask.evaluation.regions import size
-from kldiv_dask.statistics.state import Extremes, State
-from kldiv_dask.statistics.tables import Table
+from kldiv_dask.statistics.state import EvaluationState, Extremes
+from kldiv_dask.statistics.tables import KeyedSums
 from kldiv_dask.versions import LAYOUT
 
 _MAGIC = b"kldiv-dask checkpoint "
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
     samples: list[Sample]
     seconds: float
     skipped: list[dict[str, Any]]
-    state: State | None
+    state: EvaluationState | None
 
     @property
     def positions(self) -> int:
@@ -51,7 +51,7 @@ class Progress(NamedTuple):
         return sum(map(size, self.done))
 
 
-def packed(state: State) -> dict[str, npt.NDArray[Any]]:
+def packed(state: EvaluationState) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a state, by name."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, value in state._asdict().items():
@@ -63,19 +63,19 @@ def packed(state: State) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def unpacked(arrays: dict[str, npt.NDArray[Any]]) -> State:
+def unpacked(arrays: dict[str, npt.NDArray[Any]]) -> EvaluationState:
     """Return the state of what `packed` returned."""
     fields: dict[str, Any] = {}
-    for name, kind in State.__annotations__.items():
-        if kind in (Table, Extremes):
+    for name, kind in EvaluationState.__annotations__.items():
+        if kind in (KeyedSums, Extremes):
             parts = {part: arrays[f"{name}.{part}"] for part in kind._fields}
             fields[name] = kind(**{p: one if one.ndim else int(one) for p, one in parts.items()})
         else:
             fields[name] = arrays[name]
-    return State(**fields)
+    return EvaluationState(**fields)
 
 
-def dumps(header: dict[str, Any], state: State | None) -> bytes:
+def dumps(header: dict[str, Any], state: EvaluationState | None) -> bytes:
     """Return a header, which JSON can hold, and a state as bytes."""
     buffer = io.BytesIO()
     text = np.array(json.dumps(header))
@@ -88,7 +88,7 @@ def dumps(header: dict[str, Any], state: State | None) -> bytes:
 
 def loads(
     content: bytes, name: str, what: str = "checkpoint"
-) -> tuple[dict[str, Any], State | None]:
+) -> tuple[dict[str, Any], EvaluationState | None]:
     """Return what `dumps` was given; `name`, and `what` it should be, are for errors."""
     line, _, body = content.partition(b"\n")
     words = line.removeprefix(_MAGIC).split()
@@ -108,7 +108,7 @@ def loads(
     return header, unpacked(arrays) if arrays else None
 
 
-def digest(state: State) -> str:
+def digest(state: EvaluationState) -> str:
     """Return what tells a state from others."""
     found = hashlib.sha256()
     for name, array in packed(state).items():

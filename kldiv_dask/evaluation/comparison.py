@@ -94,7 +94,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """
     for name, run in (("a", a), ("b", b)):
         if not isinstance(run, Evaluation):
-            raise TypeError(f"{name} is a {type(run).__name__}; accepted is an Evaluation")
+            raise TypeError(f"{name} must be an Evaluation, got a {type(run).__name__}")
     for name in ("cluster_axis", "shape", "kind", "generalized", "temperature"):
         left, right = a.options[name], b.options[name]
         if left != right:
@@ -117,26 +117,26 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     )
     differences = [left - right for left, right in zip(first, second, strict=True)]
     difference, error = clustered(counts, differences)
-    freedom = len(counts) - 1
+    dof = len(counts) - 1
     return Comparison(
         difference=difference,
         standard_error=error,
-        confidence_interval=interval(difference, error, freedom),
-        p_value=p_value(difference, error, freedom),
+        confidence_interval=interval(difference, error, dof),
+        p_value=p_value(difference, error, dof),
         clusters=len(counts),
         left_out=usable.size - len(counts),
     )
 
 
-def _all_finite(cells: tables.Table) -> npt.NDArray[np.bool_]:
+def _all_finite(cells: tables.KeyedSums) -> npt.NDArray[np.bool_]:
     """Say of each cell whether all divergences in it are finite."""
     return np.array([bad(partial_sum.total(one[0])) == 0 for one in cells.sums], bool)
 
 
-def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.Table]:
+def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.KeyedSums]:
     """Return the sums of both over the same runs of sequences."""
     each = [run.clustering["each"] for run in (a, b)]
-    cells = [tables.in_one_group(run.state.cells) for run in (a, b)]
+    cells = [tables.merge_groups(run.state.cells) for run in (a, b)]
     if None not in each:
         common = math.lcm(*each)
         cells = [

@@ -14,7 +14,7 @@ from kldiv_dask.align import Box
 from kldiv_dask.arrays import is_stored
 from kldiv_dask.evaluation.errors import EvaluationError
 from kldiv_dask.storage import Contents, Source, change, other_text, source_of, sources_in
-from kldiv_dask.xarray_support.names import is_named
+from kldiv_dask.xarray_support.names import is_dataarray
 
 PATHS = str, os.PathLike
 
@@ -227,7 +227,7 @@ def unwatched(data: Identities) -> Iterator[str]:
 
 def _inner(name: str, array: Any) -> Any:
     """Return the Dask array in a DataArray; anything else as it is."""
-    return array.data if is_named(name, array) and array.chunks is not None else array
+    return array.data if is_dataarray(name, array) and array.chunks is not None else array
 
 
 def _called(identity: Mapping[str, Any]) -> str:

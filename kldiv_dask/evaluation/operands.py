@@ -9,14 +9,22 @@ import dask.array as da
 import numpy as np
 
 from kldiv_dask import graph, xarray_support
-from kldiv_dask.align import Box, Pair, align, align_small, as_dask, axis_to_end, repeated_operands
-from kldiv_dask.arrays import without_torch
+from kldiv_dask.align import (
+    Box,
+    Pair,
+    align,
+    align_to_result,
+    as_dask,
+    axis_to_end,
+    repeated_operands,
+)
+from kldiv_dask.arrays import torch_to_numpy
 from kldiv_dask.evaluation.data import PATHS, Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
 from kldiv_dask.evaluation.run import Grid
 from kldiv_dask.kernels.checks import OPERANDS
 from kldiv_dask.options import resolve_class_axis, resolve_dtype
-from kldiv_dask.statistics.chunks import Plan
+from kldiv_dask.statistics.chunks import EvaluationSpec
 from kldiv_dask.storage import key_called, llama, open_array, open_pair
 from kldiv_dask.storage.chunking import Chunks
 from kldiv_dask.storage.opening import PathLike
@@ -42,44 +50,44 @@ class Arguments(NamedTuple):
         `keys` has the name of each array in its file, by argument.
         """
         # Tensors, which have no lasting token to be known by, become arrays.
-        given = {name: without_torch(name, array) for name, array in self._asdict().items()}
+        operands = {name: torch_to_numpy(name, array) for name, array in self._asdict().items()}
         if self.input is self.target:
-            given["target"] = given["input"]
-        input, target = given["input"], given["target"]
-        _check_keys(given, keys, OF_PAIR)
+            operands["target"] = operands["input"]
+        input, target = operands["input"], operands["target"]
+        _check_keys(operands, keys, OF_PAIR)
         reading: dict[str, Any] = {"chunks": chunks, "allow_truncated": allow_truncated}
         if isinstance(input, PATHS) and isinstance(target, PATHS):
             reading |= {f"{name}_key": keys[name] for name in OF_PAIR}
-            given["input"], given["target"] = open_pair(input, target, **reading)
+            operands["input"], operands["target"] = open_pair(input, target, **reading)
         else:
             for name in OF_PAIR:
-                if isinstance(given[name], PATHS):
+                if isinstance(operands[name], PATHS):
                     with key_called(f"{name}_key"):
-                        given[name] = open_array(given[name], key=keys[name], **reading)
+                        operands[name] = open_array(operands[name], key=keys[name], **reading)
         for name in BY_POSITION:
-            given[name] = xarray_support.coordinate(
-                name, given[name], given["input"], given["target"]
+            operands[name] = xarray_support.coordinate(
+                name, operands[name], operands["input"], operands["target"]
             )
-        _check_keys(given, keys, BY_POSITION)
+        _check_keys(operands, keys, BY_POSITION)
         for name in BY_POSITION:
-            if isinstance(given[name], PATHS):
+            if isinstance(operands[name], PATHS):
                 with key_called(f"{name}_key"):
-                    given[name] = open_said(given[name], keys[name], allow_truncated)
-        return Arguments(**given)
+                    operands[name] = open_said(operands[name], keys[name], allow_truncated)
+        return Arguments(**operands)
 
 
 def open_said(path: PathLike, key: str | None, allow_truncated: bool) -> da.Array:
     """Open what is said of positions; only base files of llama.cpp may be truncated."""
-    truncated = allow_truncated and llama.recognizes(normalize_path(path))
+    truncated = allow_truncated and llama.can_open(normalize_path(path))
     return open_array(path, key=key, allow_truncated=truncated)
 
 
 def _check_keys(
-    given: Mapping[str, Any], keys: Mapping[str, str | None], names: tuple[str, ...]
+    operands: Mapping[str, Any], keys: Mapping[str, str | None], names: tuple[str, ...]
 ) -> None:
     """Refuse the name of an array in what is no file."""
     for name in names:
-        if keys[name] is not None and not isinstance(given[name], PATHS):
+        if keys[name] is not None and not isinstance(operands[name], PATHS):
             raise ValueError(f"{name}_key is {keys[name]!r}, and {name} is no path")
 
 
@@ -94,7 +102,7 @@ class Operands(NamedTuple):
 
     pair: Pair
     by_position: dict[str, da.Array | None]
-    plan: Plan
+    plan: EvaluationSpec
     data: Data
     axis: int
     dims: list[str]
@@ -174,12 +182,12 @@ def prepare(
         kind = "log_probs" if rounded else "logits"
     if kind not in OPERANDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, OPERANDS))}, got {kind!r}")
-    given = arguments._asdict()
-    input, target = given.pop("input"), given.pop("target")
-    matched = xarray_support.match(input, target, given, axis=axis, dim=dim, classes=True)
+    operands = arguments._asdict()
+    input, target = operands.pop("input"), operands.pop("target")
+    matched = xarray_support.match(input, target, operands, axis=axis, dim=dim, classes=True)
     arrays = as_dask(matched.input, matched.target)
     wide |= resolve_dtype(*arrays, None) == np.float64 or kind != "logits"
-    computed = graph.computed_in(wide, temperature)
+    computed = graph.compute_dtype(wide, temperature)
     class_axis = resolve_class_axis(matched.axis, *arrays)
     if any(math.isnan(length) for array in arrays for length in array.shape):
         raise ValueError(
@@ -194,8 +202,8 @@ def prepare(
     number = _checked_cluster_axis(cluster_axis, len(shape), matched.dims[:-1])
     positions = pair.chunks[:-1]
     by_position = {
-        name: None if array is None else align_small(name, array, positions)
-        for name, array in matched.small.items()
+        name: None if array is None else align_to_result(name, array, positions)
+        for name, array in matched.position_args.items()
     }
     tolerances = [
         tolerated.get(name) or tolerance(array)
@@ -204,7 +212,7 @@ def prepare(
     if kind != "logits" and temperature != 1:
         raise ValueError(f"temperature is {temperature} with kind={kind!r}; it is for logits")
     generalized = rounded and kind != "logits"
-    plan = Plan(
+    plan = EvaluationSpec(
         shape, number, kind, temperature, computed, (tolerances[0], tolerances[1]), generalized
     )
     return Operands(
@@ -250,7 +258,7 @@ def _checked_cluster_axis(axis: Any, ndim: int, dims: xarray_support.Dims) -> in
             raise ValueError(f"cluster_axis is {axis!r}; the positions have {known}")
         return dims.index(axis)
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
-        raise TypeError(f"cluster_axis is {axis!r}; accepted is an integer")
+        raise TypeError(f"cluster_axis must be an integer, got {axis!r}")
     if ndim and not -ndim <= axis < ndim:
         raise ValueError(f"cluster_axis is {axis}; the positions have {ndim} axes")
     return int(axis) % max(ndim, 1)

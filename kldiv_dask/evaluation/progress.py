@@ -61,12 +61,12 @@ class ProgressLine:
             f"{_duration(left)} left",
         ]
         if progress.state is not None:
-            counts, sums = cell_sums(tables.in_one_group(progress.state.cells))
+            counts, sums = cell_sums(tables.merge_groups(progress.state.cells))
             if counts:
                 mean, error = clustered(counts, sums)
                 low, high = interval(mean, error, len(counts) - 1)
                 words.append(f"mean {mean:.5g} ± {(high - low) / 2:.2g} nats")
-            for sum_of_kl in tables.in_one_group(progress.state.totals).sums[:, 0]:
+            for sum_of_kl in tables.merge_groups(progress.state.totals).sums[:, 0]:
                 kl = partial_sum.total(sum_of_kl)
                 found = not_finite({"nan": kl.nan, "infinite": kl.posinf + kl.neginf})
                 words += [found] if found else []

@@ -104,7 +104,7 @@ class Request:
     def _run(self, path: Path | None, progress: bool, scheduler: Any) -> Evaluation:
         operands, plan = self.operands, self.operands.plan
         missing = operands.missing_chunks(scheduler)
-        said = warn_of_sources(operands.data, missing)
+        warned = warn_of_sources(operands.data, missing)
         options = self._options()
         run = Run(
             plan.shape,
@@ -118,7 +118,7 @@ class Request:
             scheduler=scheduler,
         )
         total = regions.size(regions.whole(plan.shape))
-        early = EarlyWarning(plan.kind, said)
+        early = EarlyWarning(plan.kind, warned)
         line = ProgressLine(total, int(operands.pair.nbytes), run, path) if progress else None
 
         def notify(so_far: Progress) -> None:

@@ -14,7 +14,7 @@ from kldiv_dask.evaluation import checkpoint, files
 from kldiv_dask.report import plots, render, wording
 from kldiv_dask.statistics import doubts
 from kldiv_dask.statistics import state as states
-from kldiv_dask.statistics.state import CHECKS, State
+from kldiv_dask.statistics.state import CHECKS, EvaluationState
 from kldiv_dask.statistics.summarize import Labels, Statistics, statistics
 
 # Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks. 3: "nan",
@@ -56,7 +56,7 @@ class Evaluation:
 
     def __init__(
         self,
-        state: State,
+        state: EvaluationState,
         options: dict[str, Any],
         provenance: dict[str, Any],
         skipped: list[dict[str, Any]],
@@ -69,7 +69,7 @@ class Evaluation:
     @cached_property
     def overall(self) -> Statistics:
         """The statistics of all positions."""
-        return statistics(states.in_one_group(self.state), 0, self.shape)
+        return statistics(states.merge_groups(self.state), 0, self.shape)
 
     @cached_property
     def groups(self) -> dict[Any, Statistics]:
@@ -201,11 +201,11 @@ class Evaluation:
             if self.options[name] != other.options[name]:
                 raise ValueError(f"one of the evaluations has {name} and the other has none")
         rows = self.shape[0]
-        moved = states.after(other.state, rows * math.prod(self.shape[1:]))
+        moved = states.offset_positions(other.state, rows * math.prod(self.shape[1:]))
         each = self.options["each"] if self.options["each"] == other.options["each"] else None
         if self.options["cluster_axis"] == 0:
             cells = None if each is None or rows % each else rows // each
-            moved, is_regular = states.cells_after(moved, self.state, cells)
+            moved, is_regular = states.offset_clusters(moved, self.state, cells)
             each = each if is_regular else None
         shape = (rows + other.shape[0], *self.shape[1:])
         skipped = [
@@ -275,7 +275,9 @@ class Evaluation:
         """Read what `save` has written; ValueError if it is something else, or damaged."""
         header, state = checkpoint.loads(Path(path).read_bytes(), str(path), "result")
         if state is None or "provenance" not in header:
-            raise ValueError(f"{path} is the checkpoint of a run; accepted is what `save` writes")
+            raise ValueError(
+                f"{path} must be a file that `save` wrote, got the checkpoint of a run"
+            )
         return cls(state, **header)
 
     def plot(self) -> Any:

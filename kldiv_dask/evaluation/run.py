@@ -23,9 +23,9 @@ from kldiv_dask.evaluation.errors import (
     EvaluationError,
     EvaluationWarning,
 )
-from kldiv_dask.graph import merged_state
+from kldiv_dask.graph import reduce_states
 from kldiv_dask.grid import grid_slices, grid_step
-from kldiv_dask.statistics.state import State, merge
+from kldiv_dask.statistics.state import EvaluationState, merge
 
 Slices = tuple[slice, ...]
 Notify = Callable[[Progress], None]
@@ -122,7 +122,7 @@ class Pace:
         self._next = min(rate * self._wanted, max(self._next, pairs) * self._GROWTH)
 
 
-class Left:
+class Remaining:
     """The pairs of chunks that are left to do, in order."""
 
     def __init__(self, grids: Sequence[Grid]) -> None:
@@ -199,7 +199,7 @@ class Run:
         self.found = self.progress.positions
         everything = regions.whole(shape)
         boxes = regions.left_over(everything, self.progress.done)
-        self.left = Left([grid_of(box) for box in boxes])
+        self.left = Remaining([grid_of(box) for box in boxes])
 
     def walk(self, notify: Notify) -> Progress:
         """Do what is left, and return the end; save it, or what there is where it ends early."""
@@ -229,7 +229,7 @@ class Run:
     def _after(
         self,
         box: Box,
-        found: list[tuple[Box, State]],
+        found: list[tuple[Box, EvaluationState]],
         skipped: list[dict[str, Any]],
         seconds: float,
     ) -> Progress:
@@ -285,7 +285,9 @@ class Run:
                 )
             self.compared += 1
 
-    def _computed(self, slab: Grid) -> tuple[list[tuple[Box, State]], list[dict[str, Any]]]:
+    def _computed(
+        self, slab: Grid
+    ) -> tuple[list[tuple[Box, EvaluationState]], list[dict[str, Any]]]:
         """Compute a slab, or what of it can be computed, in pieces."""
         try:
             return [(slab.box, self._compute(slab))], []
@@ -309,13 +311,13 @@ class Run:
                 skipped.append({"region": region, "positions": positions, "error": str(error)})
         return found, skipped
 
-    def _compute(self, slab: Grid) -> State:
+    def _compute(self, slab: Grid) -> EvaluationState:
         options = {} if self._scheduler is None else {"scheduler": self._scheduler}
         try:
-            (found,) = dask.compute(merged_state(slab.states), **options)
+            (found,) = dask.compute(reduce_states(slab.states), **options)
         except Exception as error:
             if is_lost(error, client_of(self._scheduler)):
                 raise ClusterError(f"the cluster was lost: {error}") from error
             raise
-        state: State = found.reshape(-1)[0]
+        state: EvaluationState = found.reshape(-1)[0]
         return state

@@ -13,23 +13,23 @@ from kldiv_dask.statistics import doubts
 
 def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> list[str]:
     """Warn of what is seen before anything is read, and return the sentences."""
-    said = [doubts.EQUAL] if data.are_same() else []
-    said += [missing_chunks(one) for one in missing if one["operand"] != "where"]
-    for sentence in said:
+    warned = [doubts.EQUAL] if data.are_same() else []
+    warned += [missing_chunks(one) for one in missing if one["operand"] != "where"]
+    for sentence in warned:
         _warn(sentence)
-    return said
+    return warned
 
 
 class EarlyWarning:
     """Warns after the first slab if nearly all of its rows are of another kind.
 
-    `said` is what was warned of so far.
+    `warned` is what was warned of so far.
     """
 
-    def __init__(self, kind: str, said: list[str]) -> None:
+    def __init__(self, kind: str, warned: list[str]) -> None:
         self._kind = kind
         self._is_first = True
-        self.said = said
+        self.warned = warned
 
     def __call__(self, progress: Progress) -> None:
         """Look at the first slab, and not at any other."""
@@ -37,7 +37,7 @@ class EarlyWarning:
             counts, positions = doubts.counts_of(progress.state)
             sentence = doubts.wrong_kind(self._kind, counts, positions)
             if sentence:
-                self.said.append(sentence)
+                self.warned.append(sentence)
                 _warn(sentence)
         self._is_first = False
 
@@ -45,7 +45,7 @@ class EarlyWarning:
 def warn_of_result(result: Evaluation, early: EarlyWarning) -> None:
     """Warn of what makes the numbers of a result doubtful."""
     for sentence in result.doubts():
-        if sentence not in early.said:
+        if sentence not in early.warned:
             _warn(sentence)
 
 

@@ -106,19 +106,19 @@ class KLDivergence:
             those before.
         """
         if self.kind == "logits":
-            given = xarray_support.match(
+            operands = xarray_support.match(
                 input, target, {"where": where}, axis=self.axis, classes=True
             )
-            logits, to = prepare_logits(given, self.temperature, self.dtype, stacklevel=2)
+            logits, to = prepare_logits(operands, self.temperature, self.dtype, stacklevel=2)
             types = [to.name, logits.dtype.name]
             pair, merged = merged_positions(logits, None)
         else:
-            given = xarray_support.match(input, target, {"where": where})
+            operands = xarray_support.match(input, target, {"where": where})
             pair, term = prepare(
-                given, self.kind == "log_probs", self.dtype, self.zero_safe, stacklevel=2
+                operands, self.kind == "log_probs", self.dtype, self.zero_safe, stacklevel=2
             )
             types = [term.dtype.name, term.compute_dtype.name]
-            merged = graph.merged(graph.partials(pair, term, pair.axes), None, pair.axes)
+            merged = graph.tree_reduce(graph.partials(pair, term, pair.axes), None, pair.axes)
         self._check_types(types, "the batch")
         added, rows = dask.compute(merged, graph.batch_size(merged, pair))
         added = added.reshape(partial_sum.SIZE)
@@ -153,9 +153,7 @@ class KLDivergence:
         parts, types = [self._partial], self._types
         for other in others:
             if not isinstance(other, KLDivergence):
-                raise TypeError(
-                    f"other is of type {type(other).__name__}; accepted is KLDivergence"
-                )
+                raise TypeError(f"other must be a KLDivergence, got a {type(other).__name__}")
             self._check_options(other._options(), "the other accumulator")
             self._check_types(other._types, "the other accumulator", types)
             parts.append(other._partial)
@@ -191,7 +189,7 @@ class KLDivergence:
             It is no mapping.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"the state is of type {type(state).__name__}; accepted is a dict")
+            raise TypeError(f"the state must be a dict, got a {type(state).__name__}")
         expected = self.state_dict()
         if state.get("version", VERSION) == VERSION:
             missing = [name for name in expected if name not in state]
@@ -212,9 +210,7 @@ class KLDivergence:
                 or types[0] not in FLOATS
                 or types[1] not in ("float32", "float64")
             ):
-                raise ValueError(
-                    f"the state's types are {types!r}; accepted are two names of types"
-                )
+                raise ValueError(f"the state's types must be two names of types, got {types!r}")
             types = list(types)
         self._set([_checked_partial(state["partial"])], types)
 
@@ -230,7 +226,7 @@ class KLDivergence:
     def _check_options(self, options: Mapping[str, Any], whose: str) -> None:
         for name, own in self._options().items():
             if options[name] != own:
-                raise ValueError(f"{whose} has {name}={options[name]!r}; accepted is {own!r}")
+                raise ValueError(f"{whose} must have {name}={own!r}, got {options[name]!r}")
 
     def _check_types(
         self, types: list[str] | None, whose: str, own: list[str] | None = None

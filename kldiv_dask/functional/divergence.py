@@ -10,7 +10,7 @@ import numpy.typing as npt
 from kldiv_dask import graph, xarray_support
 from kldiv_dask.align import Pair, align, as_dask
 from kldiv_dask.graph.tree import SplitEvery
-from kldiv_dask.kernels.pointwise import Term
+from kldiv_dask.kernels.pointwise import PointwiseSpec
 from kldiv_dask.options import (
     Reduction,
     check_axis,
@@ -162,30 +162,34 @@ def kl_div(
     check_axis(axis, keepdims, resolved)
     if dim is not None and (resolved.kind == "none" or resolved.per_batch):
         raise ValueError(f"dim is {dim!r} with reduction={reduction!r}; it is for 'sum' and 'mean'")
-    given = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim)
-    pair, term = prepare(given, log_target, dtype, zero_safe, stacklevel=2)
-    result = _resolved(pair, term, resolved, given.axis, bool(keepdims), split_every, stacklevel=2)
-    return given.wrap(result, () if resolved.kind == "none" else given.axis)
+    operands = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim)
+    pair, term = prepare(operands, log_target, dtype, zero_safe, stacklevel=2)
+    result = _resolved(
+        pair, term, resolved, operands.axis, bool(keepdims), split_every, stacklevel=2
+    )
+    return operands.wrap(result, () if resolved.kind == "none" else operands.axis)
 
 
 def prepare(
-    given: xarray_support.Operands,
+    operands: xarray_support.Operands,
     log_target: bool,
     dtype: npt.DTypeLike | None,
     zero_safe: bool,
     *,
     stacklevel: int,
-) -> tuple[Pair, Term]:
+) -> tuple[Pair, PointwiseSpec]:
     """Resolve the operands and options that say what the terms are."""
-    input, target = as_dask(given.input, given.target)
+    input, target = as_dask(operands.input, operands.target)
     resolved = resolve_dtype(input, target, dtype)
-    pair = align(input, target, resolved, given.small["where"], stacklevel=stacklevel + 1)
-    return pair, Term(resolved, bool(log_target), bool(zero_safe))
+    pair = align(
+        input, target, resolved, operands.position_args["where"], stacklevel=stacklevel + 1
+    )
+    return pair, PointwiseSpec(resolved, bool(log_target), bool(zero_safe))
 
 
 def _resolved(
     pair: Pair,
-    term: Term,
+    term: PointwiseSpec,
     reduction: Reduction,
     axis: Axis,
     keepdims: bool,
@@ -202,15 +206,15 @@ def _resolved(
     if len(axes) < pair.ndim and all(len(pair.chunks[axis]) == 1 for axis in axes):
         graph.fan_in(split_every, (1,) * pair.ndim)  # checks it, though nothing is merged
         sums = graph.sums(pair, term, axes, reduction.kind)
-        return sums if keepdims else graph.without(sums, axes)
-    merged = graph.merged(graph.partials(pair, term, axes), split_every, axes)
+        return sums if keepdims else graph.squeeze(sums, axes)
+    merged = graph.tree_reduce(graph.partials(pair, term, axes), split_every, axes)
     if len(axes) == pair.ndim:
-        value = graph.value(merged, reduction, pair, term.dtype)
+        value = graph.finalize_scalar(merged, reduction, pair, term.dtype)
         return value[(np.newaxis,) * pair.ndim] if keepdims else value
-    return graph.values(merged, reduction.kind, axes, term.dtype, keepdims)
+    return graph.finalize_array(merged, reduction.kind, axes, term.dtype, keepdims)
 
 
-def _elementwise(pair: Pair, term: Term, reduction: Reduction) -> da.Array:
+def _elementwise(pair: Pair, term: PointwiseSpec, reduction: Reduction) -> da.Array:
     if not reduction.per_batch or not pair.input.ndim:
         return graph.terms(pair, term)
     batch_size = pair.input.shape[0]
@@ -265,10 +269,10 @@ class KLDivLoss:
     def __call__(self, input: Any, target: Any) -> Any:
         """Return `kl_div` of a pair; see there."""
         resolved = resolve_reduction(None, None, self.reduction, stacklevel=2)
-        given = xarray_support.match(input, target, {"where": None})
-        pair, term = prepare(given, self.log_target, self.dtype, self.zero_safe, stacklevel=2)
+        operands = xarray_support.match(input, target, {"where": None})
+        pair, term = prepare(operands, self.log_target, self.dtype, self.zero_safe, stacklevel=2)
         result = _resolved(pair, term, resolved, None, False, self.split_every, stacklevel=2)
-        return given.wrap(result, () if resolved.kind == "none" else None)
+        return operands.wrap(result, () if resolved.kind == "none" else None)
 
     def __repr__(self) -> str:
         return f"KLDivLoss(reduction={self.reduction!r}, log_target={self.log_target!r})"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import graph, xarray_support
-from kldiv_dask.align import Pair, align, align_small, as_dask, axis_to_end, repeated_operands
+from kldiv_dask.align import Pair, align, align_to_result, as_dask, axis_to_end, repeated_operands
 from kldiv_dask.functional.summary import LazySummary, summarize
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import (
@@ -135,12 +135,14 @@ def kl_div_with_logits(
     0.143841
     """
     resolved = resolve_logits_reduction(reduction)
-    given = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
-    logits, to = prepare_logits(given, temperature, dtype, stacklevel=2)
+    operands = xarray_support.match(
+        input, target, {"where": where}, axis=axis, dim=dim, classes=True
+    )
+    logits, to = prepare_logits(operands, temperature, dtype, stacklevel=2)
     if resolved.kind == "none":
-        return given.wrap(graph.divergences(logits, to, split_every), (-1,))
+        return operands.wrap(graph.divergences(logits, to, split_every), (-1,))
     pair, merged = merged_positions(logits, split_every)
-    return given.wrap(graph.value(merged, resolved, pair, to))
+    return operands.wrap(graph.finalize_scalar(merged, resolved, pair, to))
 
 
 def kl_div_with_logits_summary(
@@ -179,36 +181,38 @@ def kl_div_with_logits_summary(
     >>> float(summary.sum), int(summary.numel)
     (0.0, 4)
     """
-    given = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim, classes=True)
-    logits, to = prepare_logits(given, temperature, dtype, stacklevel=2)
+    operands = xarray_support.match(
+        input, target, {"where": where}, axis=axis, dim=dim, classes=True
+    )
+    logits, to = prepare_logits(operands, temperature, dtype, stacklevel=2)
     positions, blocks = graph.position_partials(logits, split_every)
     return summarize(blocks, positions, to, split_every)
 
 
 def prepare_logits(
-    given: xarray_support.Operands,
+    operands: xarray_support.Operands,
     temperature: float,
     dtype: npt.DTypeLike | None,
     *,
     stacklevel: int,
-) -> tuple[graph.Logits, np.dtype[Any]]:
+) -> tuple[graph.LogitsSpec, np.dtype[Any]]:
     """Align the operands, the classes last, and resolve the type of the result."""
     temperature = resolve_temperature(temperature)
-    input, target = as_dask(given.input, given.target)
+    input, target = as_dask(operands.input, operands.target)
     to, wide = resolve_logits_dtype(input, target, dtype)
-    classes = resolve_class_axis(given.axis, input, target)
+    classes = resolve_class_axis(operands.axis, input, target)
     input, target = (axis_to_end(classes, logits) for logits in (input, target))
     repeated_operands(input, target)
     # Narrowing would change logits, which are taken as exact.
     pair = align(input, target, np.dtype(np.float64), stacklevel=stacklevel + 1)
-    if given.small["where"] is not None:
+    if operands.position_args["where"] is not None:
         pair = graph.mask_positions(
-            pair, align_small("where", given.small["where"], pair.chunks[:-1])
+            pair, align_to_result("where", operands.position_args["where"], pair.chunks[:-1])
         )
-    return graph.Logits(pair, temperature, graph.computed_in(wide, temperature)), to
+    return graph.LogitsSpec(pair, temperature, graph.compute_dtype(wide, temperature)), to
 
 
-def merged_positions(logits: graph.Logits, split_every: SplitEvery) -> tuple[Pair, da.Array]:
+def merged_positions(logits: graph.LogitsSpec, split_every: SplitEvery) -> tuple[Pair, da.Array]:
     """Return what stands for the positions, and their merged partial."""
     positions, blocks = graph.position_partials(logits, split_every)
-    return positions, graph.merged(blocks, split_every, positions.axes)
+    return positions, graph.tree_reduce(blocks, split_every, positions.axes)

@@ -255,8 +255,8 @@ def kl_div_summary(
     >>> kl_div_summary(np.array([-np.inf, 0.0]), np.zeros(2)).compute().nan_count
     np.int64(1)
     """
-    given = xarray_support.match(input, target, {"where": where})
-    pair, term = prepare(given, log_target, dtype, zero_safe, stacklevel=2)
+    operands = xarray_support.match(input, target, {"where": where})
+    pair, term = prepare(operands, log_target, dtype, zero_safe, stacklevel=2)
     return summarize(graph.partials(pair, term, pair.axes), pair, term.dtype, split_every)
 
 
@@ -264,13 +264,13 @@ def summarize(
     blocks: da.Array, pair: Pair, dtype: np.dtype[Any], split_every: SplitEvery
 ) -> LazySummary:
     """Return the lazy summary of partials."""
-    merged = graph.merged(blocks, split_every, pair.axes)
+    merged = graph.tree_reduce(blocks, split_every, pair.axes)
     return LazySummary(_fields(merged, pair, dtype), graph.size(blocks), blocks, pair)
 
 
 def _fields(merged: da.Array, pair: Pair, dtype: np.dtype[Any]) -> KLDivSummary:
     sum, mean, batchmean = (
-        graph.value(merged, reduction, pair, dtype)
+        graph.finalize_scalar(merged, reduction, pair, dtype)
         for reduction in (Reduction("sum", False), Reduction("mean", False), Reduction("sum", True))
     )
     return KLDivSummary(

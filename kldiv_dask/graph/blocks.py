@@ -12,7 +12,7 @@ from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair
 from kldiv_dask.graph.stages import Function, stage
 from kldiv_dask.kernels import pointwise
-from kldiv_dask.kernels.pointwise import Chunk, Mask, Term
+from kldiv_dask.kernels.pointwise import Chunk, Mask, PointwiseSpec
 from kldiv_dask.kernels.pointwise_rows import OUTPUTS, RowSums
 from kldiv_dask.options import Kind
 from kldiv_dask.storage import check_maps
@@ -44,7 +44,7 @@ def _checked_shape(
     return shape
 
 
-def of_pair(name: str) -> Callable[[Function], Any]:
+def pair_stage(name: str) -> Callable[[Function], Any]:
     """Make a stage of a function of two chunks, that of a mask or None, and their shape."""
 
     def decorate(function: Function) -> Any:
@@ -69,26 +69,26 @@ def of_pair(name: str) -> Callable[[Function], Any]:
     return decorate
 
 
-@of_pair("terms")
+@pair_stage("terms")
 def _terms(
     input: Chunk,
     target: Chunk,
     where: Mask | None,
     shape: Shape,
     *,
-    term: Term,
+    term: PointwiseSpec,
 ) -> Chunk:
     return pointwise.block_terms(input, target, term, where)
 
 
-@of_pair("block")
+@pair_stage("block")
 def _block(
     input: Chunk,
     target: Chunk,
     where: Mask | None,
     shape: Shape,
     *,
-    term: Term,
+    term: PointwiseSpec,
 ) -> partial_sum.Partial:
     """Reduce a pair of chunks to one partial."""
     result = partial_sum.zero((1,) * len(shape))
@@ -102,49 +102,49 @@ def _block(
     return result
 
 
-@of_pair("block")
+@pair_stage("block")
 def _partials(
     input: Chunk,
     target: Chunk,
     where: Mask | None,
     shape: Shape,
     *,
-    term: Term,
+    term: PointwiseSpec,
     axes: Shape,
 ) -> partial_sum.Partial:
     """Reduce some axes of a pair of chunks to length one, with a partial for each output."""
     sums = RowSums(input, target, where, axes, term)
     result = partial_sum.zero(_reduced(shape, axes))
-    states = result.reshape(*sums.shape, partial_sum.SIZE)
-    for piece in sums.pieces:
-        rows = states[piece].reshape(-1, partial_sum.SIZE)
-        sums.add(rows, piece)
-        rows[:, partial_sum.NUMEL] = sums.included(piece)
+    partials = result.reshape(*sums.shape, partial_sum.SIZE)
+    for slices in sums.runs:
+        accumulators = partials[slices].reshape(-1, partial_sum.SIZE)
+        sums.add(accumulators, slices)
+        accumulators[:, partial_sum.NUMEL] = sums.included(slices)
     return result
 
 
-@of_pair("block")
+@pair_stage("block")
 def _sums(
     input: Chunk,
     target: Chunk,
     where: Mask | None,
     shape: Shape,
     *,
-    term: Term,
+    term: PointwiseSpec,
     axes: Shape,
     kind: Kind,
 ) -> Chunk:
     """Reduce some axes of a pair of chunks, which are whole in it, to length one."""
     sums = RowSums(input, target, where, axes, term)
     result = np.empty(sums.shape, term.dtype)
-    states = partial_sum.zero((min(OUTPUTS, result.size),))
-    for piece in sums.pieces:
-        out = result[piece]
-        rows = states[: out.size]
-        rows[...] = 0
-        sums.add(rows, piece)
-        divisors = sums.included(piece) if kind == "mean" else np.ones(out.size, np.int64)
-        out[...] = partial_sum.quotients(rows, divisors, term.dtype).reshape(out.shape)
+    partials = partial_sum.zero((min(OUTPUTS, result.size),))
+    for slices in sums.runs:
+        out = result[slices]
+        accumulators = partials[: out.size]
+        accumulators[...] = 0
+        sums.add(accumulators, slices)
+        divisors = sums.included(slices) if kind == "mean" else np.ones(out.size, np.int64)
+        out[...] = partial_sum.quotients(accumulators, divisors, term.dtype).reshape(out.shape)
     return result.reshape(_reduced(shape, axes))
 
 
@@ -152,12 +152,12 @@ def _reduced(shape: Shape, axes: Shape) -> Shape:
     return tuple(1 if axis in axes else length for axis, length in enumerate(shape))
 
 
-def terms(pair: Pair, term: Term) -> da.Array:
+def terms(pair: Pair, term: PointwiseSpec) -> da.Array:
     """Return the terms, in the broadcast shape."""
     return blockwise(_terms, pair, dict(enumerate(pair.chunks)), term.dtype, term=term)
 
 
-def partials(pair: Pair, term: Term, axes: Shape) -> da.Array:
+def partials(pair: Pair, term: PointwiseSpec, axes: Shape) -> da.Array:
     """Return the partials of each pair of chunks, reduced to length one along `axes`.
 
     The last axis is that of a partial.
@@ -175,7 +175,7 @@ def partials(pair: Pair, term: Term, axes: Shape) -> da.Array:
     )
 
 
-def sums(pair: Pair, term: Term, axes: Shape, kind: Kind) -> da.Array:
+def sums(pair: Pair, term: PointwiseSpec, axes: Shape, kind: Kind) -> da.Array:
     """Return sums or means along `axes`, which have one chunk each, as axes of length one."""
     chunks = _chunks(pair, axes)
     return blockwise(_sums, pair, chunks, term.dtype, term=term, axes=axes, kind=kind)
@@ -193,7 +193,7 @@ def blockwise(
     new_axes: dict[int, int] | None = None,
     **keywords: Any,
 ) -> da.Array:
-    """Apply what `of_pair` made to each pair of chunks, and to that of `where` if there is one."""
+    """Apply a function of `pair_stage` to each pair of chunks, and to the chunk of `where`."""
     new_axes = new_axes or {}
     axes = tuple(range(pair.ndim))
     operands = [array for array in (pair.input, pair.target, pair.where) if array is not None]

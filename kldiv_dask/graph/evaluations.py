@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from kldiv_dask.align import Box, Pair, cut
 from kldiv_dask.graph.stages import stage
-from kldiv_dask.graph.tree import fan_in, unchanged
+from kldiv_dask.graph.tree import fan_in, identity
 from kldiv_dask.statistics import state
-from kldiv_dask.statistics.chunks import Plan, evaluate_chunks
+from kldiv_dask.statistics.chunks import EvaluationSpec, evaluate_chunks
 from kldiv_dask.storage import check_maps
 
 # States of many groups take megabytes.
@@ -24,20 +24,26 @@ def _evaluate(
     target: npt.NDArray[Any],
     *others: npt.NDArray[Any],
     names: tuple[str, ...],
-    plan: Plan,
+    plan: EvaluationSpec,
 ) -> npt.NDArray[np.object_]:
     """Return the state of a pair of chunks in an array of one element."""
     ndim = len(plan.shape)
     start = tuple(int(first[0]) for first in others[:ndim])
-    small = dict(zip(names, others[ndim:], strict=True))
+    position_args = dict(zip(names, others[ndim:], strict=True))
     found = evaluate_chunks(
-        input, target, start, small.get("where"), small.get("groups"), small.get("labels"), plan
+        input,
+        target,
+        start,
+        position_args.get("where"),
+        position_args.get("groups"),
+        position_args.get("labels"),
+        plan,
     )
-    check_maps(input, target, *small.values())
+    check_maps(input, target, *position_args.values())
     return _boxed(found, ndim + 1)
 
 
-def _boxed(found: state.State, ndim: int) -> npt.NDArray[np.object_]:
+def _boxed(found: state.EvaluationState, ndim: int) -> npt.NDArray[np.object_]:
     box = np.empty((1,) * ndim, object)
     box[(0,) * ndim] = found
     return box
@@ -49,37 +55,42 @@ def _merge(states: npt.NDArray[np.object_], axis: tuple[int, ...], keepdims: boo
 
 
 def states(
-    pair: Pair, said: Mapping[str, da.Array | None], plan: Plan, box: Box | None = None
+    pair: Pair,
+    position_args: Mapping[str, da.Array | None],
+    plan: EvaluationSpec,
+    box: Box | None = None,
 ) -> da.Array:
     """Return the state of each pair of chunks; the grid has an axis of length one for classes.
 
-    The classes of `pair` are last and in one chunk. What is `said` of positions is aligned with
-    them: `where`, `groups` and `labels`, each None if nothing is. Of a `box` of the positions, only
-    what is in it takes part.
+    The classes of `pair` are last and in one chunk. `position_args` holds `where`, `groups` and
+    `labels`: arrays chunked like the positions, or None. Of a `box` of the positions, only what is
+    in it takes part.
     """
     ndim = pair.ndim - 1
     origin = (0,) * ndim
     if box is not None:
         pair, origin = pair.of_positions(box), tuple(start for start, _ in box)
-        said = {name: None if a is None else cut(a, box) for name, a in said.items()}
+        position_args = {
+            name: None if a is None else cut(a, box) for name, a in position_args.items()
+        }
     starts = [
         da.from_array(np.cumsum((first, *lengths[:-1])), chunks=1)
         for first, lengths in zip(origin, pair.chunks, strict=False)
     ]
-    small = {name: array for name, array in said.items() if array is not None}
+    present = {name: array for name, array in position_args.items() if array is not None}
     axes = tuple(range(pair.ndim))
     indexed: list[Any] = []
     for array in (pair.input, pair.target):
         indexed += [array, axes[len(axes) - array.ndim :]]
     for axis, start in enumerate(starts):
         indexed += [start, (axis,)]
-    for array in small.values():
+    for array in present.values():
         indexed += [array, axes[ndim - array.ndim : ndim]]
     return da.blockwise(
         _evaluate,
         axes,
         *indexed,
-        names=tuple(small),
+        names=tuple(present),
         plan=plan,
         adjust_chunks=dict.fromkeys(axes, 1),
         align_arrays=False,
@@ -88,14 +99,14 @@ def states(
     )
 
 
-def merged_state(states: da.Array) -> da.Array:
+def reduce_states(states: da.Array) -> da.Array:
     """Merge the states of a grid of chunks."""
     if states.size == 1:
         return states
     axes = tuple(range(states.ndim))
     return da.reduction(
         states,
-        unchanged,
+        identity,
         _merge,
         axis=axes,
         keepdims=True,

@@ -8,7 +8,7 @@ import numpy as np
 
 from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair
-from kldiv_dask.graph.rows import included_rows
+from kldiv_dask.graph.batch_rows import included_batch_rows
 from kldiv_dask.graph.stages import stage
 from kldiv_dask.options import Kind, Reduction
 
@@ -16,15 +16,15 @@ from kldiv_dask.options import Kind, Reduction
 @stage("finalized")
 def _finalize(
     merged: partial_sum.Partial,
-    rows: Any = None,
+    batch_rows: Any = None,
     *,
     reduction: Reduction,
     to: np.dtype[Any],
-    copies: int,
+    row_multiplicity: int,
     masked: bool,
 ) -> Any:
     sums = partial_sum.total(merged.reshape(partial_sum.SIZE))
-    divisor = reduction.divisor(sums.numel, _batch_size(sums, rows, copies, masked))
+    divisor = reduction.divisor(sums.numel, _batch_size(sums, batch_rows, row_multiplicity, masked))
     return partial_sum.quotient(sums, divisor, to)
 
 
@@ -38,7 +38,7 @@ def _finalize_many(merged: partial_sum.Partial, kind: Kind, to: np.dtype[Any]) -
 
 
 @stage("finalized")
-def _without(values: Any, axis: tuple[int, ...]) -> Any:
+def _squeeze(values: Any, axis: tuple[int, ...]) -> Any:
     return values.squeeze(axis)
 
 
@@ -49,38 +49,42 @@ def _finalize_count(merged: partial_sum.Partial, slot: int) -> Any:
 
 @stage("finalized")
 def _finalize_batch_size(
-    merged: partial_sum.Partial, rows: Any = None, *, copies: int, masked: bool
+    merged: partial_sum.Partial, batch_rows: Any = None, *, row_multiplicity: int, masked: bool
 ) -> Any:
     sums = partial_sum.total(merged.reshape(partial_sum.SIZE))
-    return np.int64(_batch_size(sums, rows, copies, masked))
+    return np.int64(_batch_size(sums, batch_rows, row_multiplicity, masked))
 
 
-def _batch_size(sums: partial_sum.Total, rows: Any, copies: int, masked: bool) -> int:
-    """Return how many rows there are, each counted in `copies` blocks.
+def _batch_size(
+    sums: partial_sum.Total, batch_rows: Any, row_multiplicity: int, masked: bool
+) -> int:
+    """Return the number of batch rows, each of which is counted in `row_multiplicity` blocks.
 
-    If some elements are masked, of the rows that include any: `rows`, or all if there are elements.
+    With a mask, only rows that include an element count: `batch_rows`, or all if that is None.
     """
     if masked and not sums.numel:
         return 0
-    return sums.rows // copies if rows is None else int(rows)
+    return sums.rows // row_multiplicity if batch_rows is None else int(batch_rows)
 
 
-def value(merged: da.Array, reduction: Reduction, pair: Pair, dtype: np.dtype[Any]) -> da.Array:
+def finalize_scalar(
+    merged: da.Array, reduction: Reduction, pair: Pair, dtype: np.dtype[Any]
+) -> da.Array:
     """Return the reduced value of a single partial, 0-d, rounded once to `dtype`."""
-    rows = included_rows(pair) if reduction.per_batch else None
+    batch_rows = included_batch_rows(pair) if reduction.per_batch else None
     return _single(
         _finalize,
         merged,
-        rows,
+        batch_rows,
         dtype,
         reduction=reduction,
         to=dtype,
-        copies=pair.copies,
+        row_multiplicity=pair.row_multiplicity,
         masked=pair.where is not None,
     )
 
 
-def values(
+def finalize_array(
     merged: da.Array, kind: Kind, axes: tuple[int, ...], dtype: np.dtype[Any], keepdims: bool
 ) -> da.Array:
     """Return the sums or means of many outputs, each rounded once to `dtype`."""
@@ -94,15 +98,15 @@ def values(
         dtype=dtype,
         meta=np.empty((0,) * merged.ndim, dtype),
     )
-    return without(finalized, (last,) if keepdims else (*axes, last))
+    return squeeze(finalized, (last,) if keepdims else (*axes, last))
 
 
-def without(array: da.Array, axes: tuple[int, ...]) -> da.Array:
+def squeeze(array: da.Array, axes: tuple[int, ...]) -> da.Array:
     """Drop axes of length one."""
     if not axes:
         return array
     return da.map_blocks(
-        _without,
+        _squeeze,
         array,
         axis=axes,
         drop_axis=list(axes),
@@ -122,9 +126,9 @@ def batch_size(merged: da.Array, pair: Pair) -> da.Array:
     return _single(
         _finalize_batch_size,
         merged,
-        included_rows(pair),
+        included_batch_rows(pair),
         np.dtype(np.int64),
-        copies=pair.copies,
+        row_multiplicity=pair.row_multiplicity,
         masked=pair.where is not None,
     )
 
@@ -132,14 +136,14 @@ def batch_size(merged: da.Array, pair: Pair) -> da.Array:
 def _single(
     function: Callable[..., Any],
     merged: da.Array,
-    rows: da.Array | None,
+    batch_rows: da.Array | None,
     dtype: np.dtype[Any],
     **keywords: Any,
 ) -> da.Array:
     return da.map_blocks(
         function,
         merged,
-        *([] if rows is None else [rows]),
+        *([] if batch_rows is None else [batch_rows]),
         drop_axis=list(range(merged.ndim)),
         dtype=dtype,
         meta=np.zeros((), dtype),  # its value goes into the key

@@ -10,22 +10,22 @@ import dask.array as da
 import numpy as np
 
 from kldiv_dask import partial_sum
-from kldiv_dask.align import Pair, alone
-from kldiv_dask.graph.blocks import Shape, blockwise, of_pair
-from kldiv_dask.graph.finalize import without
+from kldiv_dask.align import Pair, single_array_pair
+from kldiv_dask.graph.blocks import Shape, blockwise, pair_stage
+from kldiv_dask.graph.finalize import squeeze
 from kldiv_dask.graph.stages import stage
-from kldiv_dask.graph.tree import SplitEvery, fan_in, unchanged
+from kldiv_dask.graph.tree import SplitEvery, fan_in, identity
 from kldiv_dask.kernels import softmax_kl
 from kldiv_dask.kernels.exact_values import add_values
-from kldiv_dask.kernels.softmax_kl import Chunk, Mask, Result, computed_in
-from kldiv_dask.kernels.softmax_state import STATE
+from kldiv_dask.kernels.softmax_kl import Chunk, Mask, Result, compute_dtype
+from kldiv_dask.kernels.softmax_state import STATE_SIZE
 
-__all__ = ["Logits", "computed_in", "divergences", "mask_positions", "position_partials"]
+__all__ = ["LogitsSpec", "compute_dtype", "divergences", "mask_positions", "position_partials"]
 
 FLOAT64 = np.dtype(np.float64)
 
 
-class Logits(NamedTuple):
+class LogitsSpec(NamedTuple):
     """A pair of logits, and what its divergences are.
 
     The last axis of `pair` is that of the classes; its `where` has length one along it. Logits are
@@ -37,7 +37,7 @@ class Logits(NamedTuple):
     dtype: np.dtype[Any]
 
 
-@of_pair("block")
+@pair_stage("block")
 def _divergences(
     input: Chunk,
     target: Chunk,
@@ -50,12 +50,12 @@ def _divergences(
 ) -> Any:
     """Return the divergences of a pair of chunks that hold all classes."""
     if not shape[-1]:
-        raise ValueError("input and target have 0 classes; accepted are equal numbers from 1 on")
+        raise ValueError("input and target must have at least 1 class, got 0")
     divergences = softmax_kl.block_divergences(input, target, _flat(where), compute, temperature)
     return _rounded(divergences, to)[..., None]
 
 
-@of_pair("block")
+@pair_stage("block")
 def _states(
     input: Chunk,
     target: Chunk,
@@ -101,7 +101,7 @@ def _conclude(states: list[Result], where: Mask | None = None, *, to: np.dtype[A
     return _rounded(softmax_kl.divergences_of(merged, where), to)
 
 
-@of_pair("block")
+@pair_stage("block")
 def _sum(divergences: Result, _: Result, where: Mask | None, shape: Shape) -> partial_sum.Partial:
     """Reduce a chunk of divergences to one partial."""
     result = partial_sum.zero((1,) * len(shape))
@@ -132,21 +132,25 @@ def mask_positions(pair: Pair, where: da.Array) -> Pair:
     return pair._replace(where=masks)
 
 
-def divergences(logits: Logits, to: np.dtype[Any], split_every: SplitEvery) -> da.Array:
+def divergences(logits: LogitsSpec, to: np.dtype[Any], split_every: SplitEvery) -> da.Array:
     """Return the divergence at each position, 0 at those that are excluded, rounded to `to`."""
-    kept = _kept(logits, to, split_every)
-    return without(kept, (kept.ndim - 1,))
+    kept = _divergences_with_class_axis(logits, to, split_every)
+    return squeeze(kept, (kept.ndim - 1,))
 
 
-def position_partials(logits: Logits, split_every: SplitEvery) -> tuple[Pair, da.Array]:
+def position_partials(logits: LogitsSpec, split_every: SplitEvery) -> tuple[Pair, da.Array]:
     """Return what stands for the positions, and the partial of each of their chunks."""
     pair = logits.pair
-    positions = alone(_kept(logits, FLOAT64, split_every), pair.where, pair.nbytes)
+    positions = single_array_pair(
+        _divergences_with_class_axis(logits, FLOAT64, split_every), pair.where, pair.nbytes
+    )
     axes, size = dict.fromkeys(range(positions.ndim), 1), {positions.ndim: partial_sum.SIZE}
     return positions, blockwise(_sum, positions, axes, np.dtype(np.int64), size)
 
 
-def _kept(logits: Logits, to: np.dtype[Any], split_every: SplitEvery) -> da.Array:
+def _divergences_with_class_axis(
+    logits: LogitsSpec, to: np.dtype[Any], split_every: SplitEvery
+) -> da.Array:
     """Return the divergences with the axis of the classes, of length one."""
     pair, last = logits.pair, logits.pair.ndim - 1
     chunks = {**dict(enumerate(pair.chunks)), last: 1}
@@ -154,11 +158,11 @@ def _kept(logits: Logits, to: np.dtype[Any], split_every: SplitEvery) -> da.Arra
     share = fan_in(split_every, (1,) * last + (len(pair.chunks[last]),))[last]
     if len(pair.chunks[last]) == 1:
         return blockwise(_divergences, pair, chunks, to, to=to, **options)
-    states = blockwise(_states, pair, chunks, FLOAT64, {last + 1: STATE}, **options)
+    states = blockwise(_states, pair, chunks, FLOAT64, {last + 1: STATE_SIZE}, **options)
     merge = _Merge(logits.temperature)
     merged = da.reduction(
         states,
-        unchanged,
+        identity,
         merge,
         combine=merge,
         axis=last,

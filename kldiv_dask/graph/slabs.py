@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 
 from kldiv_dask import config, partial_sum
-from kldiv_dask.graph.tree import merged
+from kldiv_dask.graph.tree import tree_reduce
 from kldiv_dask.grid import grid_slices
 
 # Pairs in a slab whose end somebody waits to hear of: a few for each of a hundred threads.
@@ -44,7 +44,7 @@ def walk(
     Returns
     -------
     dask.array.Array
-        What `merged` would return, of one chunk in memory.
+        What `tree_reduce` would return, of one chunk in memory.
     """
     total = partial_sum.zero()
     # One after the other: graphs that share tasks, such as the chunks of a mask, may not be in a
@@ -53,7 +53,7 @@ def walk(
     if progress:
         most = min(most, max(size(blocks) // 16, AT_LEAST))
     for slab in _slabs(blocks, most):
-        (found,) = dask.compute(merged(slab, None, tuple(range(slab.ndim - 1))), **kwargs)
+        (found,) = dask.compute(tree_reduce(slab, None, tuple(range(slab.ndim - 1))), **kwargs)
         total = partial_sum.merge(np.stack([total, found.reshape(partial_sum.SIZE)]), axis=(0,))
         if progress:
             progress(size(slab))

@@ -17,7 +17,7 @@ MERGE_BYTES = 64 * 2**20
 
 
 @stage("block")
-def unchanged(block: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+def identity(block: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
     """Stand for the first stage of `da.reduction`; it fuses with the block that did the work."""
     return block
 
@@ -29,7 +29,7 @@ def _merge(
     return partial_sum.merge(partials, axis, keepdims)
 
 
-def merged(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> da.Array:
+def tree_reduce(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> da.Array:
     """Merge partials of shape ``(..., SIZE)`` along `axes`, which become of length one."""
     ndim = blocks.ndim - 1
     numblocks = tuple(n if axis in axes else 1 for axis, n in enumerate(blocks.numblocks[:ndim]))
@@ -38,7 +38,7 @@ def merged(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> 
         return blocks
     return da.reduction(
         blocks,
-        unchanged,
+        identity,
         _merge,
         axis=axes,
         keepdims=True,
@@ -87,9 +87,9 @@ def fan_in(
 def _checked(split_every: Any) -> int:
     if isinstance(split_every, bool) or not isinstance(split_every, int | np.integer):
         raise TypeError(
-            f"split_every is {split_every!r}; accepted are an integer of at least 2, or a dict "
-            "from axis to such an integer"
+            "split_every must be an integer of at least 2, or a dict from axis to such an integer, "
+            f"got {split_every!r}"
         )
     if split_every < 2:
-        raise ValueError(f"split_every is {split_every}; it must be at least 2")
+        raise ValueError(f"split_every must be at least 2, got {split_every}")
     return int(split_every)

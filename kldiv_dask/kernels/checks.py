@@ -9,7 +9,7 @@ import numpy.typing as npt
 from kldiv_dask.kernels.elementary import exp
 from kldiv_dask.kernels.half_floats import as_stored, stored_type, widen
 from kldiv_dask.kernels.jit import compiled, inner_function
-from kldiv_dask.kernels.softmax_state import PIECE, range_of
+from kldiv_dask.kernels.softmax_state import CLASS_BLOCK, range_of
 
 # What an operand may hold.
 LOGITS, LOG_PROBS, PROBS = range(3)
@@ -101,14 +101,14 @@ def is_at_floor(stored, row, label, extent, like):
 def extent_of(stored, row, like):
     """Return the smallest and the largest number of a row; NaN where there is one."""
     extent = NOWHERE
-    for start in range(row[0], row[1], PIECE):
-        piece = stored[start : min(start + PIECE, row[1])]
-        extent = wider(extent, range_of(piece, like[: piece.size]))
+    for start in range(row[0], row[1], CLASS_BLOCK):
+        class_block = stored[start : min(start + CLASS_BLOCK, row[1])]
+        extent = union_of_ranges(extent, range_of(class_block, like[: class_block.size]))
     return extent
 
 
 @inner_function
-def wider(extent, other):
+def union_of_ranges(extent, other):
     """Return the smallest and the largest of two ranges; NaN where there is one."""
     (least, most), (low, high) = extent, other
     return (
@@ -143,7 +143,7 @@ def inspect(
         How far from 1 the probabilities of a row may sum.
     """
     stored = as_stored(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")))
-    like = np.empty(PIECE, np.float64 if stored.dtype.itemsize == 8 else np.float32)
+    like = np.empty(CLASS_BLOCK, np.float64 if stored.dtype.itemsize == 8 else np.float32)
     resembles, constant = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
     normalized = np.zeros(len(rows), np.bool_)
     signature = (

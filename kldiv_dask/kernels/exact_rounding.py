@@ -23,7 +23,7 @@ class Format(NamedTuple):
     """A binary floating-point format: bits of its significand, exponent of its lowest bit."""
 
     precision: int
-    lowest: int
+    lowest_limb: int
     bits: int
 
 
@@ -36,49 +36,51 @@ _FORMATS = {
 
 
 @inner_function
-def _digit(state, index, lowest, negative):
+def _digit(accumulator, index, lowest_limb, negative):
     """Return a limb of the magnitude; that of a negative sum is the complement."""
-    if index < lowest:
+    if index < lowest_limb:
         return np.int64(0)
-    limb = state[index] & _LIMB_MASK
+    limb = accumulator[index] & _LIMB_MASK
     if not negative:
         return limb
-    return _LIMB_MASK + 1 - limb if index == lowest else _LIMB_MASK - limb
+    return _LIMB_MASK + 1 - limb if index == lowest_limb else _LIMB_MASK - limb
 
 
 @inner_function
-def _magnitude(state, divisor, precision, lowest_bit):
+def _magnitude(accumulator, divisor, precision, lowest_bit):
     """Return the pattern of the finite sum's magnitude divided by `divisor`, rounded to even.
 
     It is a whole number of the format's smallest subnormals, counted as patterns are: one for each
     representable number. What is too large for the format is for the caller to see.
     """
-    negative = state[LIMBS - 1] < 0
-    lowest = 0
-    while lowest < LIMBS and state[lowest] == 0:
-        lowest += 1
-    if lowest == LIMBS:
+    negative = accumulator[LIMBS - 1] < 0
+    lowest_limb = 0
+    while lowest_limb < LIMBS and accumulator[lowest_limb] == 0:
+        lowest_limb += 1
+    if lowest_limb == LIMBS:
         return np.int64(0)
     index = LIMBS - 1
-    while _digit(state, index, lowest, negative) == 0:
+    while _digit(accumulator, index, lowest_limb, negative) == 0:
         index -= 1
     # Long division to three limbs from the first that is not 0, which is that of the sum's first
     # limb or the next. Below the lowest limb there are only zeros.
     first = np.int64(0)
-    remainder = _digit(state, index, lowest, negative)
+    remainder = _digit(accumulator, index, lowest_limb, negative)
     if remainder >= divisor:
         first = remainder // divisor
         remainder %= divisor
     while first == 0:
         index -= 1
-        remainder = (remainder << 32) | _digit(state, index, lowest, negative)
+        remainder = (remainder << 32) | _digit(accumulator, index, lowest_limb, negative)
         first = remainder // divisor
         remainder %= divisor
-    remainder = (remainder << 32) | _digit(state, index - 1, lowest, negative)
+    remainder = (remainder << 32) | _digit(accumulator, index - 1, lowest_limb, negative)
     second = remainder // divisor
-    remainder = ((remainder % divisor) << 32) | _digit(state, index - 2, lowest, negative)
+    remainder = ((remainder % divisor) << 32) | _digit(
+        accumulator, index - 2, lowest_limb, negative
+    )
     third = remainder // divisor
-    inexact = remainder % divisor != 0 or lowest < index - 2
+    inexact = remainder % divisor != 0 or lowest_limb < index - 2
     # The first 62 bits, the last of which is also 1 where anything follows.
     high = (first << 30) | (second >> 2)
     low = ((second & 3) << 32) | third
@@ -99,22 +101,26 @@ def _magnitude(state, divisor, precision, lowest_bit):
     return (scale << (precision - 1)) + whole if scale < 2046 else FLOAT64_INFINITY
 
 
-def _round_quotients(states, divisors, out, precision, lowest_bit, infinity, sign):
+def _round_quotients(accumulators, divisors, out, precision, lowest_bit, infinity, sign):
     for i in range(out.size):
-        state = states[i]
+        accumulator = accumulators[i]
         pattern = infinity
-        negative = state[LIMBS - 1] < 0
-        if state[NAN] > 0 or (state[POSINF] > 0 and state[NEGINF] > 0) or divisors[i] == 0:
+        negative = accumulator[LIMBS - 1] < 0
+        if (
+            accumulator[NAN] > 0
+            or (accumulator[POSINF] > 0 and accumulator[NEGINF] > 0)
+            or divisors[i] == 0
+        ):
             pattern |= np.int64(1) << (precision - 2)  # a quiet NaN
-        elif state[POSINF] > 0 or state[NEGINF] > 0:
-            negative = state[NEGINF] > 0
+        elif accumulator[POSINF] > 0 or accumulator[NEGINF] > 0:
+            negative = accumulator[NEGINF] > 0
         else:
-            pattern = min(_magnitude(state, divisors[i], precision, lowest_bit), infinity)
+            pattern = min(_magnitude(accumulator, divisors[i], precision, lowest_bit), infinity)
         out[i] = pattern | sign if negative else pattern
 
 
 def round_quotients(
-    states: npt.NDArray[np.int64], divisors: npt.NDArray[np.int64], dtype: np.dtype[Any]
+    accumulators: npt.NDArray[np.int64], divisors: npt.NDArray[np.int64], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """Return exact sums divided by whole numbers, each rounded once to nearest, ties to even.
 
@@ -136,11 +142,11 @@ def round_quotients(
         Of type `dtype`.
     """
     format = _FORMATS[dtype.name]
-    out = np.empty(len(states), f"i{dtype.itemsize}")
+    out = np.empty(len(accumulators), f"i{dtype.itemsize}")
     words = [numba.int64] * 4
     types = (numba.int64[:, ::1], numba.int64[::1], numba.from_dtype(out.dtype)[::1], *words)
     infinity = (2 ** (format.bits - format.precision) - 1) << (format.precision - 1)
     kernel = compiled(_round_quotients, types)
     sign = -(2 ** (format.bits - 1))
-    kernel(states, divisors, out, format.precision, format.lowest, infinity, sign)
+    kernel(accumulators, divisors, out, format.precision, format.lowest_limb, infinity, sign)
     return out.view(dtype)

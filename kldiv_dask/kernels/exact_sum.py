@@ -26,11 +26,11 @@ from kldiv_dask.kernels.llvm_hints import tile_size, wide_vectors
 # 66 limbs of 32 bits span 2**-1074 ... 2**1024; two more hold the carries of 2**64 largest terms.
 LIMBS = 68
 NAN, POSINF, NEGINF = LIMBS, LIMBS + 1, LIMBS + 2
-STATE = LIMBS + 3
+ACCUMULATOR_SIZE = LIMBS + 3
 
 # One addition changes a limb by less than 2**33, so as many leave an int64 limb far from overflow.
 # Whoever adds more must carry in between.
-MAX_ADDITIONS = 2**28
+ENDURANCE = 2**28
 
 # So few terms are added one by one in less time than as a tile: 2 take 34 ns against 53, 12 take 57
 # against 56.
@@ -40,51 +40,51 @@ _LIMB_BITS = np.int64(32)
 _LIMB_MASK = np.int64(0xFFFFFFFF)
 
 
-def carry(state: Any) -> None:
+def carry(accumulator: Any) -> None:
     """Bring limbs along the first axis into canonical form, in place.
 
     Every limb but the last ends in [0, 2**32); the last carries the sign. States of equal sums are
     then equal, bit for bit. Works on a vector in compiled loops and on any array in NumPy.
     """
     for i in range(LIMBS - 1):
-        state[i + 1] += state[i] >> _LIMB_BITS
-        state[i] &= _LIMB_MASK
+        accumulator[i + 1] += accumulator[i] >> _LIMB_BITS
+        accumulator[i] &= _LIMB_MASK
 
 
 carry_compiled = inner_function(carry)
 
 
 @inner_function
-def add_scaled(state, integer, position):
-    """Add ``integer * 2**(position - 1074)`` to `state`, for ``abs(integer) < 2**62``."""
+def add_scaled(accumulator, integer, position):
+    """Add ``integer * 2**(position - 1074)`` to `accumulator`, for ``abs(integer) < 2**62``."""
     limb = position >> 5
     shift = position & 31
     low = (integer & _LIMB_MASK) << shift
     high = (integer >> _LIMB_BITS) << shift
-    state[limb] += low & _LIMB_MASK
-    state[limb + 1] += (low >> _LIMB_BITS) + (high & _LIMB_MASK)
-    state[limb + 2] += high >> _LIMB_BITS
+    accumulator[limb] += low & _LIMB_MASK
+    accumulator[limb + 1] += (low >> _LIMB_BITS) + (high & _LIMB_MASK)
+    accumulator[limb + 2] += high >> _LIMB_BITS
 
 
 @inner_function
-def add(state, value):
-    """Add one float64 of any kind to `state`."""
+def add(accumulator, value):
+    """Add one float64 of any kind to `accumulator`."""
     word = float64_bits(value)
     exponent = (word >> 52) & 0x7FF
     fraction = word & 0xFFFFFFFFFFFFF
     if exponent == 0x7FF:
         if fraction != 0:
-            state[NAN] += 1
+            accumulator[NAN] += 1
         elif word > 0:
-            state[POSINF] += 1
+            accumulator[POSINF] += 1
         else:
-            state[NEGINF] += 1
+            accumulator[NEGINF] += 1
         return
     if exponent == 0:
         exponent = 1
     else:
         fraction |= 1 << 52
-    add_scaled(state, -fraction if word < 0 else fraction, exponent - 1)
+    add_scaled(accumulator, -fraction if word < 0 else fraction, exponent - 1)
 
 
 @inner_function
@@ -127,7 +127,7 @@ def _grid(position):
 
 
 @inner_function
-def _split(terms, size, coarse, fine, state, rest):
+def _split(terms, size, coarse, fine, accumulator, rest):
     """Add what of `terms` lies on two grids, and leave the remainders in `rest`.
 
     The remainder of the first is exact and at most half a spacing; the second grid is up to 2**51
@@ -150,13 +150,13 @@ def _split(terms, size, coarse, fine, state, rest):
         remainder -= shifted - fine_shift
         rest[i] = remainder
         left |= float64_bits(remainder)
-    add_scaled(state, coarse_sum - size * coarse_bits, coarse)
-    add_scaled(state, fine_sum - size * fine_bits, fine)
+    add_scaled(accumulator, coarse_sum - size * coarse_bits, coarse)
+    add_scaled(accumulator, fine_sum - size * fine_bits, fine)
     return (left << 1) != 0
 
 
 @inlined_function
-def _split_whole(terms, size, coarse, fine, state):
+def _split_whole(terms, size, coarse, fine, accumulator):
     """Do what `_split` does where no remainder is left, in two thirds of the time."""
     wide_vectors()
     coarse_shift, coarse_bits = _grid(coarse)
@@ -168,13 +168,13 @@ def _split_whole(terms, size, coarse, fine, state):
         shifted = term + coarse_shift
         coarse_sum += float64_bits(shifted)
         fine_sum += float64_bits((term - (shifted - coarse_shift)) + fine_shift)
-    add_scaled(state, coarse_sum - size * coarse_bits, coarse)
-    add_scaled(state, fine_sum - size * fine_bits, fine)
+    add_scaled(accumulator, coarse_sum - size * coarse_bits, coarse)
+    add_scaled(accumulator, fine_sum - size * fine_bits, fine)
 
 
 @inner_function
-def add_tile(state, terms, rest):
-    """Add every element of `terms` to `state`.
+def add_tile(accumulator, terms, rest):
+    """Add every element of `terms` to `accumulator`.
 
     Parameters
     ----------
@@ -184,28 +184,28 @@ def add_tile(state, terms, rest):
     rest : float64 array, as long
         Scratch space.
     """
-    _add_many(state, terms, tile_size(terms), rest)
+    _add_many(accumulator, terms, tile_size(terms), rest)
 
 
 @inner_function
-def add_terms(state, terms, rest):
+def add_terms(accumulator, terms, rest):
     """Do what `add_tile` does with at most a tile."""
     if terms.size == tile_size(terms):
-        _add_many(state, terms, tile_size(terms), rest)
+        _add_many(accumulator, terms, tile_size(terms), rest)
     elif terms.size > FEW:
-        _add_many(state, terms, terms.size, rest)
+        _add_many(accumulator, terms, terms.size, rest)
     else:
         for i in range(terms.size):
-            add(state, np.float64(terms[i]))
+            add(accumulator, np.float64(terms[i]))
 
 
 @inlined_function
-def _add_many(state, terms, size, rest):
+def _add_many(accumulator, terms, size, rest):
     most, least = _range(terms, size)
     # Beyond this the grids would overflow. NaN compares false.
     if not most < 2.0**1021:
         for i in range(size):
-            add(state, np.float64(terms[i]))
+            add(accumulator, np.float64(terms[i]))
         return
     # most < 2**(coarse + 50 - 1074)
     coarse = (float64_bits(most) >> 52) + 2
@@ -213,10 +213,10 @@ def _add_many(state, terms, size, rest):
     # Terms are multiples of the last place of the smallest, the last but 29 of float64 in float32.
     last_place = (float64_bits(least) >> 52) - 1 + (29 if terms.itemsize == 4 else 0)
     if last_place >= fine:
-        _split_whole(terms, size, coarse, fine, state)
+        _split_whole(terms, size, coarse, fine, accumulator)
         return
-    more = _split(terms, size, coarse, fine, state, rest)
+    more = _split(terms, size, coarse, fine, accumulator, rest)
     while more:
         coarse = max(fine - 51, 0)
         fine = max(coarse - 51, 0)
-        more = _split(rest, size, coarse, fine, state, rest)
+        more = _split(rest, size, coarse, fine, accumulator, rest)

@@ -88,9 +88,9 @@ def _add_steps(context: Any, sums: Any, array: Any, start: Any, count: Any) -> B
         data = builder.gep(view.data, [args[2]])
         pointer = ir.VectorType(ir.IntType(width), lanes).as_pointer()
         first = builder.bitcast(kept.data, pointer)
-        places = [first, builder.gep(first, [ir.IntType(32)(1)])]
+        positions = [first, builder.gep(first, [ir.IntType(32)(1)])]
         total, total_of_sums = (
-            cgutils.alloca_once_value(builder, builder.load(place, align=1)) for place in places
+            cgutils.alloca_once_value(builder, builder.load(place, align=1)) for place in positions
         )
         step = context.get_constant(types.intp, lanes)
         with cgutils.for_range_slice(builder, step.type(0), args[3], step) as (index, _):
@@ -99,7 +99,7 @@ def _add_steps(context: Any, sums: Any, array: Any, start: Any, count: Any) -> B
             builder.store(builder.add(builder.load(total), loaded), total)
             added = builder.add(builder.load(total_of_sums), builder.load(total))
             builder.store(added, total_of_sums)
-        for place, found in zip(places, (total, total_of_sums), strict=True):
+        for place, found in zip(positions, (total, total_of_sums), strict=True):
             builder.store(builder.load(found), place, align=1)
         return context.get_dummy_value()
 
@@ -178,13 +178,13 @@ def _reduced(builder: Any, number: Any) -> Any:
     return builder.select(beyond, builder.sub(number, _INT64(P)), number)
 
 
-def _sum_rows(places, hashes, powers, sums):
+def _sum_rows(positions, hashes, powers, sums):
     power = np.uint64(1)
-    for row in range(places.size):
-        if row and places[row] == places[row - 1] + 1:
+    for row in range(positions.size):
+        if row and positions[row] == positions[row - 1] + 1:
             power = _times(power, powers[0])
         else:
-            power, left, bit = np.uint64(1), places[row], 0
+            power, left, bit = np.uint64(1), positions[row], 0
             while left:
                 if left & 1:
                     power = _times(power, powers[bit])
@@ -198,7 +198,9 @@ def _sum_rows(places, hashes, powers, sums):
 _POWERS = np.array([pow(RADIX, 2**bit, P) for bit in range(63)], np.uint64)
 
 
-def of_rows(places: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+def of_rows(
+    positions: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.int64]:
     """Return the fingerprint of the positions, and of each operand there.
 
     Parameters
@@ -216,7 +218,7 @@ def of_rows(places: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint64]) -> np
     sums = np.zeros(1 + len(hashes), np.uint64)
     signature = (numba.int64[::1], numba.uint64[:, ::1], numba.uint64[::1], numba.uint64[::1])
     kernel = compiled(_sum_rows, signature)
-    kernel(np.ascontiguousarray(places), np.ascontiguousarray(hashes), _POWERS, sums)
+    kernel(np.ascontiguousarray(positions), np.ascontiguousarray(hashes), _POWERS, sums)
     return sums.astype(np.int64)
 
 

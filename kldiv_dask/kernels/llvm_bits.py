@@ -117,7 +117,7 @@ def from_nonzero(context: Any, pattern: Any, like: Any) -> tuple[Any, Callable[.
 
 
 @intrinsic
-def oddity(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
+def nonnormal_bits(context: Any, value: Any) -> tuple[Any, Callable[..., Any]]:
     """Return an integer that is negative unless `value` is positive, normal and finite."""
     lowest, infinity = {32: (1 << 23, 0xFF << 23), 64: (1 << 52, 0x7FF << 52)}[value.bitwidth]
 

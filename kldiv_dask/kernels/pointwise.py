@@ -19,7 +19,7 @@ from kldiv_dask.kernels.elementary import (
 from kldiv_dask.kernels.half_floats import as_stored, narrow, stored_type, widen
 from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
 from kldiv_dask.kernels.layout import segments
-from kldiv_dask.kernels.llvm_bits import narrow_or, oddity
+from kldiv_dask.kernels.llvm_bits import narrow_or, nonnormal_bits
 from kldiv_dask.kernels.llvm_hints import prefetch, tile_length, tile_size, wide_vectors
 
 Array = npt.NDArray[Any]
@@ -27,7 +27,7 @@ Chunk = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 
 
-class Term(NamedTuple):
+class PointwiseSpec(NamedTuple):
     """What a pointwise term is.
 
     `dtype` is the promoted type of the operands and of the result; `log_target` and `zero_safe`
@@ -44,7 +44,7 @@ class Term(NamedTuple):
         return np.dtype(np.float64 if self.dtype == np.float64 else np.float32)
 
     @property
-    def absent(self) -> Any:
+    def zero_target(self) -> Any:
         """The target whose terms are 0 whatever the input, as the kernels take it."""
         zero = -np.inf if self.log_target else 0.0
         return self.compute_dtype.type(zero if self.zero_safe else np.nan)
@@ -54,9 +54,9 @@ class Term(NamedTuple):
 def _are_ordinary(stored, like):
     """Whether every number of a tile is positive, normal and finite."""
     wide_vectors()
-    odd = oddity(widen(stored[0], like[0]))
+    odd = nonnormal_bits(widen(stored[0], like[0]))
     for i in range(tile_size(like)):
-        odd = narrow_or(odd, oddity(widen(stored[i], like[i])))
+        odd = narrow_or(odd, nonnormal_bits(widen(stored[i], like[i])))
     return odd >= 0
 
 
@@ -88,12 +88,12 @@ def _fill_tile(x, t, out, log_target):
 
 
 @inner_function
-def _clear_absent(x, t, out, absent):
-    """Set the terms to 0 where the target is `absent`, unless the input is NaN."""
+def _clear_absent(x, t, out, zero_target):
+    """Set the terms to 0 where the target is `zero_target`, unless the input is NaN."""
     wide_vectors()
     for i in range(tile_size(out)):
         is_number = widen(x[i], out[i]) == widen(x[i], out[i])
-        out[i] = 0 if is_number & (widen(t[i], out[i]) == absent) else out[i]
+        out[i] = 0 if is_number & (widen(t[i], out[i]) == zero_target) else out[i]
 
 
 @inner_function
@@ -111,26 +111,26 @@ def _clear_excluded(mask, out):
 
 
 @inner_function
-def fill(x, t, mask, start, out, log_target, absent):
+def fill(x, t, mask, start, out, log_target, zero_target):
     """Fill a tile with the terms from `start` on."""
     stop = start + tile_size(out)
     _fill_tile(x[start:stop], t[start:stop], out, log_target)
-    if absent == absent:
-        _clear_absent(x[start:stop], t[start:stop], out, absent)
+    if zero_target == zero_target:
+        _clear_absent(x[start:stop], t[start:stop], out, zero_target)
     if mask is not None:
         _clear_excluded(mask[start:stop], out)
 
 
-def _fill_segment(x, t, mask, out, log_target, absent, terms):
+def _fill_segment(x, t, mask, out, log_target, zero_target, terms):
     tile = tile_size(terms)
     for start in range(0, x.size, tile):
         # The last tile is filled from the end backwards, in part once more.
         first = min(start, x.size - tile)
-        fill(x, t, mask, first, terms, log_target, absent)
+        fill(x, t, mask, first, terms, log_target, zero_target)
         _store(terms, out[first : first + tile])
 
 
-def _sum_segment(x, t, mask, state, log_target, absent, terms, rest):
+def _sum_segment(x, t, mask, accumulator, log_target, zero_target, terms, rest):
     tile = tile_size(terms)
     half = tile // 2
     for start in range(0, x.size, tile):
@@ -138,25 +138,25 @@ def _sum_segment(x, t, mask, state, log_target, absent, terms, rest):
         first = min(start, x.size - tile)
         prefetch(x, first + tile, half)
         prefetch(t, first + tile, half)
-        fill(x, t, mask, first, terms, log_target, absent)
+        fill(x, t, mask, first, terms, log_target, zero_target)
         terms[: start - first] = 0
         prefetch(x, first + tile + half, half)
         prefetch(t, first + tile + half, half)
-        exact_sum.add_tile(state, terms, rest)
-        if start % exact_sum.MAX_ADDITIONS == 0:
-            exact_sum.carry_compiled(state)
-    exact_sum.carry_compiled(state)
+        exact_sum.add_tile(accumulator, terms, rest)
+        if start % exact_sum.ENDURANCE == 0:
+            exact_sum.carry_compiled(accumulator)
+    exact_sum.carry_compiled(accumulator)
 
 
 def kernel(
-    function: Kernel, operands: Sequence[Array | None], result: tuple[Any, ...], term: Term
+    function: Kernel, operands: Sequence[Array | None], result: tuple[Any, ...], term: PointwiseSpec
 ) -> Kernel:
     """Compile a function for stored operands and a kind of term.
 
     The function takes `x`, `t` and `mask`, which are contiguous 1-d segments of at least a tile, or
-    None for no mask; what `result` holds the types of; `log_target`, True or None; `absent`, the
-    target whose terms are 0, or NaN for none; a tile of the computation type to work in; and, if
-    it sums, one more tile of float64.
+    None for no mask; what `result` holds the types of; `log_target`, True or None; `zero_target`,
+    the target whose terms are 0, or NaN for none; a tile of the computation type to work in; and,
+    if it sums, one more tile of float64.
     """
     work = numba.from_dtype(term.compute_dtype)
     segments = [
@@ -184,17 +184,17 @@ def _padded(segment: Array, tile: int) -> Array:
     return longer
 
 
-def workspace(term: Term) -> tuple[Array, Array]:
+def workspace(term: PointwiseSpec) -> tuple[Array, Array]:
     """Return a tile for terms, and one for what sums leave to be added."""
     tile = tile_length(term.compute_dtype)
     return np.empty(tile, term.compute_dtype), np.empty(tile)
 
 
 def add_block(
-    state: npt.NDArray[np.int64],
+    accumulator: npt.NDArray[np.int64],
     input: Chunk,
     target: Chunk,
-    term: Term,
+    term: PointwiseSpec,
     where: Mask | None = None,
 ) -> None:
     """Add the terms of a pair of chunks to an exact sum.
@@ -216,11 +216,13 @@ def add_block(
     add = kernel(_sum_segment, [*operands, *(masks or no_mask)], (numba.int64[::1],), term)
     terms, rest = workspace(term)
     for found in segments(*operands, *masks, flags=["readonly"] * (2 + len(masks))):
-        pieces = padded([*found, *no_mask], terms.size)
-        add(*pieces, state, term.log_target or None, term.absent, terms, rest)
+        parts = padded([*found, *no_mask], terms.size)
+        add(*parts, accumulator, term.log_target or None, term.zero_target, terms, rest)
 
 
-def block_terms(input: Chunk, target: Chunk, term: Term, where: Mask | None = None) -> Chunk:
+def block_terms(
+    input: Chunk, target: Chunk, term: PointwiseSpec, where: Mask | None = None
+) -> Chunk:
     """Return the terms of a pair of chunks, computed as for a sum and rounded once.
 
     Those that `where` excludes are 0.
@@ -237,8 +239,8 @@ def block_terms(input: Chunk, target: Chunk, term: Term, where: Mask | None = No
     flags = [*["readonly"] * (2 + len(masks)), "writeonly"]
     with segments(*operands, *masks, stored, flags=flags) as iterator:
         for *found, segment in iterator:
-            *pieces, piece = padded([*found, *no_mask, segment], terms.size)
-            write(*pieces, piece, term.log_target or None, term.absent, terms)
-            if piece is not segment:
-                segment[...] = piece[: segment.size]
+            *parts, part = padded([*found, *no_mask, segment], terms.size)
+            write(*parts, part, term.log_target or None, term.zero_target, terms)
+            if part is not segment:
+                segment[...] = part[: segment.size]
     return out[()]

@@ -12,7 +12,7 @@ from kldiv_dask.kernels import exact_sum
 from kldiv_dask.kernels.half_floats import as_stored
 from kldiv_dask.kernels.layout import BUFFER, Buffers
 from kldiv_dask.kernels.llvm_hints import prefetch, tile_size
-from kldiv_dask.kernels.pointwise import Chunk, Mask, Term, fill, kernel, padded, workspace
+from kldiv_dask.kernels.pointwise import Chunk, Mask, PointwiseSpec, fill, kernel, padded, workspace
 
 # Outputs that are summed at a time, so that their states take no more than some 300 kB.
 OUTPUTS = 512
@@ -22,11 +22,11 @@ OUTPUTS = 512
 STRIDED = 64
 
 
-def _sum_rows(x, t, mask, states, length, carries, log_target, absent, terms, rest):
-    """Add to each state the terms of its row, which has `length` elements, and carry if told."""
+def _sum_rows(x, t, mask, accumulators, length, carries, log_target, zero_target, terms, rest):
+    """Add the terms of each row of `length` elements to its accumulator, and carry if told."""
     tile = tile_size(terms)
     half = tile // 2
-    size = len(states) * length
+    size = len(accumulators) * length
     row = 0
     row_end = length
     for start in range(0, size, tile):
@@ -35,16 +35,16 @@ def _sum_rows(x, t, mask, states, length, carries, log_target, absent, terms, re
         stop = min(start + tile, size)
         prefetch(x, first + tile, half)
         prefetch(t, first + tile, half)
-        fill(x, t, mask, first, terms, log_target, absent)
+        fill(x, t, mask, first, terms, log_target, zero_target)
         prefetch(x, first + tile + half, half)
         prefetch(t, first + tile + half, half)
         while start < stop:
             end = min(row_end, stop)
-            exact_sum.add_terms(states[row], terms[start - first : end - first], rest)
+            exact_sum.add_terms(accumulators[row], terms[start - first : end - first], rest)
             start = end
             if end == row_end:
                 if carries:
-                    exact_sum.carry_compiled(states[row])
+                    exact_sum.carry_compiled(accumulators[row])
                 row += 1
                 row_end += length
 
@@ -52,29 +52,34 @@ def _sum_rows(x, t, mask, states, length, carries, log_target, absent, terms, re
 class RowSums:
     """A pair of chunks whose terms are to be summed along some axes.
 
-    The outputs are met in pieces: ``for piece in sums.pieces: sums.add(states, piece)``.
+    The outputs are met run by run: ``for run in sums.runs: sums.add(accumulators, run)``.
 
     Parameters
     ----------
     input, target : arrays that broadcast together
-        Converted to the computation type piece by piece.
+        Converted to the computation type tile by tile.
     where : bool array that broadcasts to the shape of both, or None
         Which terms to add.
     axes : tuple of int
         What to sum along.
-    term : Term
-        What a term is.
+    spec : PointwiseSpec
+        Which terms.
 
     Attributes
     ----------
     shape : tuple of int
         That of the outputs.
-    pieces : iterator of tuples of slices
+    runs : iterator of tuples of slices
         Each takes a run of at most `OUTPUTS` outputs, in C order.
     """
 
     def __init__(
-        self, input: Chunk, target: Chunk, where: Mask | None, axes: tuple[int, ...], term: Term
+        self,
+        input: Chunk,
+        target: Chunk,
+        where: Mask | None,
+        axes: tuple[int, ...],
+        term: PointwiseSpec,
     ) -> None:
         stored = [as_stored(input), as_stored(target)]
         full = np.broadcast_shapes(input.shape, target.shape)
@@ -98,34 +103,37 @@ class RowSums:
         elif self._buffers.needed:
             self._at_once = min(self._at_once, BUFFER)
             outputs = min(outputs, BUFFER // max(self._at_once, 1))
-        self.pieces = grid_slices(self.shape, outputs)
+        self.runs = grid_slices(self.shape, outputs)
         types = (numba.int64[:, ::1], numba.int64, numba.boolean)
         self._kernel = kernel(_sum_rows, [*stored, *(masks or self._no_mask)], types, term)
 
-    def included(self, piece: Slices) -> npt.NDArray[np.int64]:
+    def included(self, output_slices: Slices) -> npt.NDArray[np.int64]:
         """Return how many terms each of a piece of the outputs is the sum of, flat."""
         if self._no_mask:
             outputs = math.prod(
-                len(range(*cut.indices(size))) for cut, size in zip(piece, self.shape, strict=True)
+                len(range(*cut.indices(size)))
+                for cut, size in zip(output_slices, self.shape, strict=True)
             )
             return np.full(outputs, math.prod(self._row), np.int64)
         along = tuple(range(-len(self._row), 0))
-        counts: npt.NDArray[np.int64] = self._operands[-1][piece].sum(axis=along, dtype=np.int64)
+        counts: npt.NDArray[np.int64] = self._operands[-1][output_slices].sum(
+            axis=along, dtype=np.int64
+        )
         return counts.reshape(-1)
 
-    def add(self, states: npt.NDArray[np.int64], piece: Slices) -> None:
-        """Add the sums of a piece of the outputs to `states`, a row for each, left canonical."""
+    def add(self, accumulators: npt.NDArray[np.int64], output_slices: Slices) -> None:
+        """Add the sums of some outputs to `accumulators`, a row for each, left canonical."""
         term = self._term
         parts = list(grid_slices(self._row, self._at_once))
         for part in parts:
-            found = self._buffers.contiguous([a[piece + part] for a in self._operands])
-            length = found[0].size // max(len(states), 1)
+            found = self._buffers.contiguous([a[output_slices + part] for a in self._operands])
+            length = found[0].size // max(len(accumulators), 1)
             if length:
                 operands = padded([*found, *self._no_mask], self._work[0].size)
                 # A state has room for the parts of any row that fits in memory.
                 carries = part is parts[-1]
-                options = term.log_target or None, term.absent
-                self._kernel(*operands, states, length, carries, *options, *self._work)
+                options = term.log_target or None, term.zero_target
+                self._kernel(*operands, accumulators, length, carries, *options, *self._work)
 
 
 def _fastest(array: npt.NDArray[Any]) -> int:

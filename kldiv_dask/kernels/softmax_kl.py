@@ -11,13 +11,13 @@ from kldiv_dask.kernels.half_floats import as_stored, stored_type
 from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
 from kldiv_dask.kernels.layout import row_segments
 from kldiv_dask.kernels.softmax_state import (
+    CLASS_BLOCK,
     DIVERGENCE,
     NOTHING,
-    PIECE,
-    STATE,
+    STATE_SIZE,
     SUM_TARGET,
+    block_state,
     copy,
-    describe,
     merge,
 )
 
@@ -27,34 +27,34 @@ Result = npt.NDArray[np.float64]
 
 
 @inner_function
-def _position(x, t, first, classes, scale, work, pieces, state):
+def _position(x, t, first, classes, scale, work, part_states, state):
     """Fill the state of all classes of a position."""
-    for k in range(len(pieces)):
-        start = k * PIECE
-        size = min(classes - start, PIECE)
-        describe(x, t, first + start, size, scale, work[0], work[1], pieces[k])
-    if len(pieces) == 1:
-        copy(pieces[0], state)
+    for k in range(len(part_states)):
+        start = k * CLASS_BLOCK
+        size = min(classes - start, CLASS_BLOCK)
+        block_state(x, t, first + start, size, scale, work[0], work[1], part_states[k])
+    if len(part_states) == 1:
+        copy(part_states[0], state)
     else:
-        merge(pieces, scale, state)
+        merge(part_states, scale, state)
 
 
 def _fill_states(x, t, scale, work, spaces, states, included):
     classes = x.size // len(states)
-    pieces = spaces[1:]
+    part_states = spaces[1:]
     for row in range(len(states)):
         if included is None or included[row]:
-            _position(x, t, row * classes, classes, scale, work, pieces, states[row])
+            _position(x, t, row * classes, classes, scale, work, part_states, states[row])
         else:
             states[row] = 0
 
 
 def _fill_divergences(x, t, scale, work, spaces, divergences, included):
     classes = x.size // divergences.size
-    state, pieces = spaces[0], spaces[1:]
+    state, part_states = spaces[0], spaces[1:]
     for row in range(divergences.size):
         if included is None or included[row]:
-            _position(x, t, row * classes, classes, scale, work, pieces, state)
+            _position(x, t, row * classes, classes, scale, work, part_states, state)
             # Where all classes are impossible there is no distribution.
             divergences[row] = state[DIVERGENCE] if state[SUM_TARGET] != 0 else np.nan
         else:
@@ -66,7 +66,7 @@ def _merge_rows(states, scale, merged):
         merge(states[row], scale, merged[row])
 
 
-def computed_in(wide: bool, temperature: float) -> np.dtype[Any]:
+def compute_dtype(wide: bool, temperature: float) -> np.dtype[Any]:
     """Return the type that weights are computed in.
 
     float32, unless something is `wide`, a float64, or dividing by the temperature rounds.
@@ -114,7 +114,10 @@ def _run(
     if where is not None:
         included = np.ascontiguousarray(np.broadcast_to(where, shape[:-1])).reshape(-1)
     kernel = _kernel(function, x, t, dtype, included)
-    work, spaces = np.empty((2, PIECE), dtype), np.empty((1 - (-classes // PIECE), STATE))
+    work, spaces = (
+        np.empty((2, CLASS_BLOCK), dtype),
+        np.empty((1 - (-classes // CLASS_BLOCK), STATE_SIZE)),
+    )
     start = 0
     for segments in row_segments(x, t):
         stop = start + segments[0].size // classes
@@ -135,7 +138,7 @@ def block_divergences(
     where : array of bool, optional
         At which positions; 0 is returned for others. Broadcasts to them.
     dtype : numpy.dtype
-        What `computed_in` returns.
+        What `compute_dtype` returns.
     temperature : float
         What logits are divided by.
 
@@ -157,21 +160,21 @@ def block_states(
     Parameters are those of `block_divergences`; the last axis of the result is the state.
     """
     *positions, classes = np.broadcast_shapes(input.shape, target.shape)
-    states = np.empty((*positions, STATE))
+    states = np.empty((*positions, STATE_SIZE))
     if not classes:
         states[...] = NOTHING
         return states
-    _run(_fill_states, input, target, where, dtype, temperature, states.reshape(-1, STATE))
+    _run(_fill_states, input, target, where, dtype, temperature, states.reshape(-1, STATE_SIZE))
     return states
 
 
 def merge_states(states: Result, temperature: float) -> Result:
     """Merge states along the last axis but one."""
-    merged = np.empty((*states.shape[:-2], STATE))
+    merged = np.empty((*states.shape[:-2], STATE_SIZE))
     parts = np.array(states, order="C")  # a copy: merging changes them
     signature = (numba.float64[:, :, ::1], numba.float64, numba.float64[:, ::1])
     kernel = compiled(_merge_rows, signature)
-    kernel(parts.reshape(-1, *parts.shape[-2:]), 1 / temperature, merged.reshape(-1, STATE))
+    kernel(parts.reshape(-1, *parts.shape[-2:]), 1 / temperature, merged.reshape(-1, STATE_SIZE))
     return merged
 
 

@@ -1,7 +1,7 @@
 """All that is measured of two softmax distributions at each position of a pair of chunks.
 
-The divergence is that of `softmax_state`, with the same bits; the others are those of
-`softmax_reverse`, for which the weights and the differences u of all classes of a position are kept.
+The divergence is that of `softmax_state`, with the same bits. The others are those of
+`softmax_reverse`: for them, the weights and the differences u of all classes are kept.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ from kldiv_dask.kernels.layout import row_segments
 from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, prefetch, wide_vectors
 from kldiv_dask.kernels.softmax_reverse import CENTER_HIGH, CENTER_LOW, KEPT, REVERSE
 from kldiv_dask.kernels.softmax_state import (
+    CLASS_BLOCK,
     DIVERGENCE,
-    PIECE,
-    STATE,
+    STATE_SIZE,
     SUM_INPUT,
     SUM_TARGET,
     UNIT_INPUT,
     UNIT_TARGET,
     center_of,
-    conclude_piece,
     copy,
+    fill_softmax_weights,
+    finish_class_block,
     is_settled,
     largest,
     merge,
-    weigh,
 )
 
 Chunk = npt.NDArray[np.floating]
@@ -83,21 +83,21 @@ def _first_at(stored, most, like):
 
 
 @inner_function
-def _top(stored, first, classes, column, kept, like):
+def _top(stored, first, classes, column, reverse_terms, like):
     """Return the first class with the largest logit."""
-    most = largest(kept, column)
-    for k in range(len(kept)):
-        if kept[k, column] == most:
-            start = first + k * PIECE
-            piece = stored[start : min(start + PIECE, first + classes)]
-            return start + _first_at(piece, most, like)
+    most = largest(reverse_terms, column)
+    for k in range(len(reverse_terms)):
+        if reverse_terms[k, column] == most:
+            start = first + k * CLASS_BLOCK
+            class_block = stored[start : min(start + CLASS_BLOCK, first + classes)]
+            return start + _first_at(class_block, most, like)
     return -1
 
 
 @inner_function
-def _describe(
-    x, t, stored_x, stored_t, first, classes, scale, spaces, work, pieces, state, kept, sums,
-    hashes, row,
+def _position_state(
+    x, t, stored_x, stored_t, first, classes, scale, spaces, work, part_states, state,
+    reverse_terms, sums, hashes, row,
 ):  # fmt: skip
     """Fill the state of a position, and keep the weights and the differences of its classes.
 
@@ -111,43 +111,57 @@ def _describe(
         fingerprint.start(of_input, classes),
         fingerprint.start(of_target, classes),
     )
-    for k in range(len(pieces)):
-        start = k * PIECE
-        size = min(classes - start, PIECE)
+    for k in range(len(part_states)):
+        start = k * CLASS_BLOCK
+        size = min(classes - start, CLASS_BLOCK)
         padded = -(-size // LANES) * LANES
         w, v = weights[start : start + padded], inputs[start : start + padded]
         u = differences[start : start + padded]
-        ordinary, offsets, piece_input, piece_target = weigh(
-            x, t, first + start, size, scale, w, v, pieces[k]
+        no_special_values, offsets, piece_input, piece_target = fill_softmax_weights(
+            x, t, first + start, size, scale, w, v, part_states[k]
         )
-        extent_input = checks.wider(extent_input, piece_input)
-        extent_target = checks.wider(extent_target, piece_target)
+        extent_input = checks.union_of_ranges(extent_input, piece_input)
+        extent_target = checks.union_of_ranges(extent_target, piece_target)
         stop = first + start + size
         hash_input = fingerprint.add_bits(hash_input, of_input, stored_x, first + start, stop)
         hash_target = fingerprint.add_bits(hash_target, of_target, stored_t, first + start, stop)
-        kept[k] = 0
-        kept[k, MOST_INPUT], kept[k, MOST_TARGET] = piece_input[1], piece_target[1]
-        if is_settled(pieces[k]):
+        reverse_terms[k] = 0
+        reverse_terms[k, MOST_INPUT], reverse_terms[k, MOST_TARGET] = (
+            piece_input[1],
+            piece_target[1],
+        )
+        if is_settled(part_states[k]):
             continue
-        center = center_of(pieces[k], offsets, scale, w)
+        center = center_of(part_states[k], offsets, scale, w)
         b, a = x[first + start : stop], t[first + start : stop]
         u[size:] = 0
         softmax_reverse.fill_terms(
-            b, a, w, v, u[:size], pieces[k], offsets, center, scale, ordinary, work, kept[k]
+            b,
+            a,
+            w,
+            v,
+            u[:size],
+            part_states[k],
+            offsets,
+            center,
+            scale,
+            no_special_values,
+            work,
+            reverse_terms[k],
         )
-        prefetch(x, stop + 3 * PIECE // 4, PIECE // 4)
-        prefetch(t, stop + 3 * PIECE // 4, PIECE // 4)
+        prefetch(x, stop + 3 * CLASS_BLOCK // 4, CLASS_BLOCK // 4)
+        prefetch(t, stop + 3 * CLASS_BLOCK // 4, CLASS_BLOCK // 4)
         terms = work[:, :padded]
-        high, low, shift, excess = conclude_piece(
-            pieces[k], center, offsets, terms[0], terms[1], scale
+        high, low, shift, excess = finish_class_block(
+            part_states[k], center, offsets, terms[0], terms[1], scale
         )
-        back = lane_sum(terms[2]) / pieces[k, SUM_TARGET]
-        kept[k, CENTER_HIGH], kept[k, CENTER_LOW] = high, low
-        kept[k, REVERSE] = softmax_reverse.conclude(shift, excess, back, 0.0)
-    if len(pieces) == 1:
-        copy(pieces[0], state)
+        back = lane_sum(terms[2]) / part_states[k, SUM_TARGET]
+        reverse_terms[k, CENTER_HIGH], reverse_terms[k, CENTER_LOW] = high, low
+        reverse_terms[k, REVERSE] = softmax_reverse.conclude(shift, excess, back, 0.0)
+    if len(part_states) == 1:
+        copy(part_states[0], state)
     else:
-        merge(pieces, scale, state)
+        merge(part_states, scale, state)
     hashes[0, row] = fingerprint.finish(hash_input, of_input)
     hashes[1, row] = fingerprint.finish(hash_target, of_target)
     return extent_input, extent_target
@@ -193,25 +207,25 @@ def _check(stored, row, extent, holds, tolerance, label, like):
 
 def _measure(
     x, t, stored_x, stored_t, scale, holds, generalized, tolerances, labels, spaces, work, states,
-    kept, sums, measures, hashes,
+    reverse_terms, sums, measures, hashes,
 ):  # fmt: skip
     classes = x.size // measures.shape[1]
-    state, pieces = states[0], states[1:]
+    state, part_states = states[0], states[1:]
     like = spaces[0]
     for row in range(measures.shape[1]):
         first = row * classes
         out = measures[:, row]
-        extent_input, extent_target = _describe(
-            x, t, stored_x, stored_t, first, classes, scale, spaces, work, pieces, state, kept,
-            sums, hashes, row,
+        extent_input, extent_target = _position_state(
+            x, t, stored_x, stored_t, first, classes, scale, spaces, work, part_states, state,
+            reverse_terms, sums, hashes, row,
         )  # fmt: skip
         mass_input, mass_target = state[SUM_INPUT], state[SUM_TARGET]
         out[FORWARD] = state[DIVERGENCE] if mass_target != 0 else np.nan
         out[BACKWARD] = out[JENSEN_SHANNON] = np.nan
         if mass_input > 0 and mass_target > 0:
-            out[BACKWARD] = softmax_reverse.merged_reverse(pieces, state, kept, scale)
+            out[BACKWARD] = softmax_reverse.merged_reverse(part_states, state, reverse_terms, scale)
             out[JENSEN_SHANNON] = softmax_reverse.jensen_shannon(
-                classes, scale, spaces, pieces, state, kept
+                classes, scale, spaces, part_states, state, reverse_terms
             )
         log_input, log_target = log(mass_input), log(mass_target)
         unit_input, unit_target = state[UNIT_INPUT] * scale, state[UNIT_TARGET] * scale
@@ -229,8 +243,8 @@ def _measure(
         out[CONSTANT_TARGET], out[RESEMBLES_TARGET], out[FLOOR_TARGET] = _check(
             stored_t, place, extent_target, holds[1], tolerances[1], labels[row], like
         )
-        top = _top(x, first, classes, MOST_INPUT, kept, like)
-        agrees = top == _top(t, first, classes, MOST_TARGET, kept, like)
+        top = _top(x, first, classes, MOST_INPUT, reverse_terms, like)
+        agrees = top == _top(t, first, classes, MOST_TARGET, reverse_terms, like)
         out[AGREES] = agrees and not np.isnan(mass_input + mass_target)
         index = first + labels[row]
         b, a = np.float64(widen(x[index], like[0])), np.float64(widen(t[index], like[0]))
@@ -293,7 +307,7 @@ def measured(
     labels : int64 array, 1-d, contiguous
         A class for each position.
     dtype : numpy.dtype
-        What `softmax.computed_in` returns.
+        What `softmax.compute_dtype` returns.
     temperature : float
         What logits are divided by.
     kind : {'logits', 'log_probs', 'probs', 'log_probs_and_probs'}
@@ -333,9 +347,9 @@ def measured(
         numba.uint64[:, ::1],
     )
     kernel = compiled(_measure, signature)
-    count = -(-classes // PIECE)
-    spaces, work = np.empty((3, count * PIECE), dtype), np.empty((3, PIECE), dtype)
-    states, kept = np.empty((1 + count, STATE)), np.empty((count, MOST_TARGET + 1))
+    count = -(-classes // CLASS_BLOCK)
+    spaces, work = np.empty((3, count * CLASS_BLOCK), dtype), np.empty((3, CLASS_BLOCK), dtype)
+    states, reverse_terms = np.empty((1 + count, STATE_SIZE)), np.empty((count, MOST_TARGET + 1))
     sums = np.empty((2, fingerprint.SUMS), np.uint64)
     done = 0
     for segments in row_segments(*pair):
@@ -352,7 +366,7 @@ def measured(
             chosen = labels[first : first + size]
             kernel(
                 b, a, *parts, 1 / temperature, holds, generalized, tolerances, chosen, spaces, work,
-                states, kept, sums, measures, hashes,
+                states, reverse_terms, sums, measures, hashes,
             )  # fmt: skip
             yield Batch(first, measures, hashes)
         done += rows

@@ -22,14 +22,14 @@ from kldiv_dask.kernels.jit import inner_function
 from kldiv_dask.kernels.llvm_bits import from_magnitude, magnitude_bits
 from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, wide_vectors
 from kldiv_dask.kernels.softmax_state import (
+    CLASS_BLOCK,
     HIGH,
     LOW,
-    PIECE,
     SUM_INPUT,
     SUM_TARGET,
     UNIT_INPUT,
     UNIT_TARGET,
-    rounding,
+    two_diff_error,
 )
 
 # What of a piece is kept beside its state: c in two numbers, the largest magnitude of u, and R.
@@ -38,31 +38,31 @@ KEPT = 4
 
 
 @inner_function
-def _fill_differences(x, t, offsets, c, scale, ordinary, u):
+def _fill_differences(x, t, offsets, c, scale, no_special_values, u):
     """Fill u, as `softmax_state` has it within its loop."""
     wide_vectors()
     real = u.dtype.type
     center, center_low = c
     scale, offset_x, offset_t = real(scale), real(offsets[0]), real(offsets[1])
-    if ordinary and offset_x == 0 and offset_t == 0:
+    if no_special_values and offset_x == 0 and offset_t == 0:
         for i in range(u.size):
             b, a = widen(x[i], u[i]), widen(t[i], u[i])
             high = b - a
-            u[i] = ((high - center) + (rounding(b, a, high) - center_low)) * scale
+            u[i] = ((high - center) + (two_diff_error(b, a, high) - center_low)) * scale
     else:
         for i in range(u.size):
             b, a = widen(x[i], u[i]) - offset_x, widen(t[i], u[i]) - offset_t
             high = b - a
-            low = softmax_terms.finite(rounding(b, a, high))
+            low = softmax_terms.finite(two_diff_error(b, a, high))
             u[i] = ((high - center) + (low - center_low)) * scale
 
 
 @inner_function
-def _fill_terms(u, w, v, ratio, ordinary, shifts, excesses, backs):
+def _fill_terms(u, w, v, ratio, no_special_values, shifts, excesses, backs):
     """Fill p u, p (exp(u) - 1 - u) and p (1 - exp(u) + u exp(u)), all times W."""
     wide_vectors()
     ratio = w.dtype.type(ratio)
-    if ordinary:
+    if no_special_values:
         for i in range(u.size):
             q = v[i] * ratio
             shift = w[i] * u[i]
@@ -89,16 +89,16 @@ def _largest_magnitude(u):
 
 
 @inner_function
-def fill_terms(x, t, w, v, u, state, offsets, c, scale, ordinary, work, kept):
+def fill_terms(x, t, w, v, u, state, offsets, c, scale, no_special_values, work, reverse_terms):
     """Fill u and, in the spaces of `work`, the terms; `w` and `v` are left as they are."""
     size, padded = u.size, w.size
-    _fill_differences(x, t, offsets, c, scale, ordinary, u)
+    _fill_differences(x, t, offsets, c, scale, no_special_values, u)
     ratio = state[SUM_TARGET] / state[SUM_INPUT]
     work[:, size:padded] = 0
-    plain = ordinary and offsets[0] == 0 and offsets[1] == 0
+    plain = no_special_values and offsets[0] == 0 and offsets[1] == 0
     shifts, excesses, backs = work[0][:size], work[1][:size], work[2][:size]
     _fill_terms(u, w[:size], v[:size], ratio, plain, shifts, excesses, backs)
-    kept[WIDEST] = _largest_magnitude(u)
+    reverse_terms[WIDEST] = _largest_magnitude(u)
 
 
 @inner_function
@@ -110,11 +110,11 @@ def conclude(shift, excess, back, inner):
 
 
 @inner_function
-def merged_reverse(pieces, state, kept, scale):
+def merged_reverse(part_states, state, reverse_terms, scale):
     """Return R of a position, given its merged state."""
     shift = excess = back = inner = 0.0
-    for k in range(len(pieces)):
-        part = pieces[k]
+    for k in range(len(part_states)):
+        part = part_states[k]
         p, q = part[SUM_TARGET] / state[SUM_TARGET], part[SUM_INPUT] / state[SUM_INPUT]
         u = ((part[HIGH] - state[HIGH]) + (part[LOW] - state[LOW])) * scale
         moved = softmax_terms.shift(u, p)
@@ -123,7 +123,7 @@ def merged_reverse(pieces, state, kept, scale):
         excess += forward
         back += reverse
         # A class that only a excludes makes it infinite however small its share is.
-        inner += kept[k, REVERSE] * (q if kept[k, REVERSE] < np.inf else 1.0)
+        inner += reverse_terms[k, REVERSE] * (q if reverse_terms[k, REVERSE] < np.inf else 1.0)
     return conclude(shift, excess, back, inner)
 
 
@@ -136,7 +136,7 @@ def _fill_jensen(w, v, u, share_target, share_input, shift, near):
     if near:
         for i in range(w.size):
             p, q = w[i] * share_target, v[i] * share_input
-            w[i] = softmax_terms.jensen_near(p, q, u[i] + shift)
+            w[i] = softmax_terms.jensen_shannon_near(p, q, u[i] + shift)
         return
     for i in range(w.size):
         w[i] = softmax_terms.jensen(w[i] * share_target, v[i] * share_input, u[i] + shift)
@@ -149,16 +149,16 @@ def _share(unit, total, common, scale):
 
 
 @inner_function
-def jensen_shannon(size, scale, spaces, pieces, state, kept):
+def jensen_shannon(size, scale, spaces, part_states, state, reverse_terms):
     """Return the Jensen-Shannon divergence of a position of so many classes.
 
     Given are the weights and differences of all, the states of its pieces, and what they merge to.
     """
     total = 0.0
-    for k in range(len(pieces)):
-        part = pieces[k]
-        start = k * PIECE
-        stop = start + -(-min(size - start, PIECE) // LANES) * LANES
+    for k in range(len(part_states)):
+        part = part_states[k]
+        start = k * CLASS_BLOCK
+        stop = start + -(-min(size - start, CLASS_BLOCK) // LANES) * LANES
         w, v = spaces[0, start:stop], spaces[1, start:stop]
         share_target = _share(part[UNIT_TARGET], state[SUM_TARGET], state[UNIT_TARGET], scale)
         share_input = _share(part[UNIT_INPUT], state[SUM_INPUT], state[UNIT_INPUT], scale)
@@ -167,10 +167,13 @@ def jensen_shannon(size, scale, spaces, pieces, state, kept):
             only_input = np.float64(lane_sum(v)) * share_input
             total += 0.5 * math.log(2.0) * (only_target + only_input)
             continue
-        high, low = kept[k, CENTER_HIGH] - state[HIGH], kept[k, CENTER_LOW] - state[LOW]
+        high, low = (
+            reverse_terms[k, CENTER_HIGH] - state[HIGH],
+            reverse_terms[k, CENTER_LOW] - state[LOW],
+        )
         shift = (high + low) * scale
         # The same bits in two thirds of the time; NaN compares false.
-        near = kept[k, WIDEST] + abs(shift) < 0.99 * softmax_terms.JENSEN_NEAR
+        near = reverse_terms[k, WIDEST] + abs(shift) < 0.99 * softmax_terms.JENSEN_NEAR
         _fill_jensen(w, v, spaces[2, start:stop], share_target, share_input, shift, near)
         total += np.float64(lane_sum(w))
     return total

@@ -29,7 +29,7 @@ from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, prefetch, wide_vector
 
 # The classes of one state, unless fewer: their numbers, weights and terms stay in the first-level
 # cache. The bits of a result depend on it.
-PIECE = 1024
+CLASS_BLOCK = 1024
 
 LN2 = math.log(2)
 
@@ -39,7 +39,7 @@ LARGE_OFFSET = 256.0
 # What a state holds. A unit is given by its logarithm times T, and `HIGH` + `LOW` is r times T:
 # +inf where a gives the piece no mass, else -inf where b gives it none.
 UNIT_TARGET, SUM_TARGET, UNIT_INPUT, SUM_INPUT, HIGH, LOW, DIVERGENCE = range(7)
-STATE = 7
+STATE_SIZE = 7
 
 # The state of no class.
 NOTHING = (-np.inf, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
@@ -88,17 +88,17 @@ def _logarithm(unit, most, scale):
 
 
 @inner_function
-def _fill_weights(stored, unit, scale, ordinary, out):
+def _fill_weights(stored, unit, scale, no_special_values, out):
     wide_vectors()
     real = out.dtype.type
     offset, scale, rounder = real(unit[0]), real(scale), softmax_terms.rounder(real(unit[1]))
     lowest = real(unit[1] * LN2 - _most_spread(out))
-    if ordinary and offset == 0 and scale == 1:
+    if no_special_values and offset == 0 and scale == 1:
         for i in range(out.size):
-            out[i] = softmax_terms.power(widen(stored[i], out[i]), rounder)
-    elif ordinary:
+            out[i] = softmax_terms.exp_scaled(widen(stored[i], out[i]), rounder)
+    elif no_special_values:
         for i in range(out.size):
-            out[i] = softmax_terms.power((widen(stored[i], out[i]) - offset) * scale, rounder)
+            out[i] = softmax_terms.exp_scaled((widen(stored[i], out[i]) - offset) * scale, rounder)
     else:
         for i in range(out.size):
             out[i] = softmax_terms.weight(
@@ -107,25 +107,25 @@ def _fill_weights(stored, unit, scale, ordinary, out):
 
 
 @inner_function
-def rounding(b, a, difference):
+def two_diff_error(b, a, difference):
     """Return what rounding has taken from b - a: Knuth, TAOCP 2, section 4.2.2, theorem B."""
     back = difference - b
     return (b - (difference - back)) - (a + back)
 
 
 @inner_function
-def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
+def _fill_terms(x, t, w, v, ratio, offsets, c, scale, no_special_values):
     """Put p u in the place of w, and p (exp(u) - 1 - u) in that of v, both times W."""
     wide_vectors()
     real = w.dtype.type
     center, center_low = c
     ratio, scale = real(ratio), real(scale)
     offset_x, offset_t = real(offsets[0]), real(offsets[1])
-    if ordinary and offset_x == 0 and offset_t == 0:
+    if no_special_values and offset_x == 0 and offset_t == 0:
         for i in range(w.size):
             b, a = widen(x[i], w[i]), widen(t[i], w[i])
             high = b - a
-            u = ((high - center) + (rounding(b, a, high) - center_low)) * scale
+            u = ((high - center) + (two_diff_error(b, a, high) - center_low)) * scale
             shift = w[i] * u
             v[i] = softmax_terms.excess(u, w[i], v[i] * ratio, shift)
             w[i] = shift
@@ -133,7 +133,7 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
         for i in range(w.size):
             b, a = widen(x[i], w[i]) - offset_x, widen(t[i], w[i]) - offset_t
             high = b - a
-            low = softmax_terms.finite(rounding(b, a, high))
+            low = softmax_terms.finite(two_diff_error(b, a, high))
             u = ((high - center) + (low - center_low)) * scale
             shift = softmax_terms.shift(u, w[i])
             v[i] = softmax_terms.excess(u, w[i], v[i] * ratio, shift)
@@ -144,7 +144,7 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, ordinary):
 def _center(b, a, ratio, scale, like):
     """Return c times T in two numbers of a type, given T times the logarithms of the units."""
     high = b - a
-    low = rounding(b, a, high) - log(ratio) / scale
+    low = two_diff_error(b, a, high) - log(ratio) / scale
     center = like.dtype.type(high + low)
     return center, like.dtype.type((high - np.float64(center)) + low)
 
@@ -178,21 +178,21 @@ def is_settled(state):
 
 
 @inner_function
-def weigh(x, t, start, size, scale, w, v, state):
+def fill_softmax_weights(x, t, start, size, scale, w, v, state):
     """Fill the weights of a piece, `w` and `v`, and what the state says of them.
 
     Returns whether the faster loops will do, what to subtract from the logits of b and of a, and
     the smallest and the largest of each.
     """
     stop = start + size
-    quarter = PIECE // 4
+    quarter = CLASS_BLOCK // 4
     b, a = x[start:stop], t[start:stop]
     padded = -(-size // LANES) * LANES
     w[size:padded] = 0
     v[size:padded] = 0
     least_target, most_target = range_of(a, w[:size])
     least_input, most_input = range_of(b, v[:size])
-    ordinary = (
+    no_special_values = (
         (most_target - least_target) * scale <= _most_spread(w)
         and (most_input - least_input) * scale <= _most_spread(w)
         and abs(most_input - most_target) < 2.0**127
@@ -200,10 +200,10 @@ def weigh(x, t, start, size, scale, w, v, state):
     unit_target, unit_input = _unit(most_target, scale, w), _unit(most_input, scale, w)
     prefetch(x, stop, quarter)
     prefetch(t, stop, quarter)
-    _fill_weights(a, unit_target, scale, ordinary, w[:size])
+    _fill_weights(a, unit_target, scale, no_special_values, w[:size])
     prefetch(x, stop + quarter, quarter)
     prefetch(t, stop + quarter, quarter)
-    _fill_weights(b, unit_input, scale, ordinary, v[:size])
+    _fill_weights(b, unit_input, scale, no_special_values, v[:size])
     prefetch(x, stop + 2 * quarter, quarter)
     prefetch(t, stop + 2 * quarter, quarter)
     state[SUM_TARGET] = np.float64(lane_sum(w[:padded]))
@@ -214,7 +214,7 @@ def weigh(x, t, start, size, scale, w, v, state):
     # In float64 the two numbers that a difference is held in are exact enough, if it is finite.
     if w.itemsize == 8 and max(abs(offsets[0]), abs(offsets[1])) < 2.0**1000:
         offsets = 0.0, 0.0
-    return ordinary, offsets, (least_input, most_input), (least_target, most_target)
+    return no_special_values, offsets, (least_input, most_input), (least_target, most_target)
 
 
 @inner_function
@@ -226,7 +226,7 @@ def center_of(state, offsets, scale, like):
 
 
 @inner_function
-def conclude_piece(state, center, offsets, shifts, excesses, scale):
+def finish_class_block(state, center, offsets, shifts, excesses, scale):
     """Set the divergence and r of a piece, given its center and its padded terms.
 
     Returns c times T in two numbers, without offsets, and the sums of p u and p (exp(u) - 1 - u).
@@ -236,28 +236,36 @@ def conclude_piece(state, center, offsets, shifts, excesses, scale):
     high, low = np.float64(center[0]), np.float64(center[1])
     if offsets[0] != 0 or offsets[1] != 0:
         difference = offsets[0] - offsets[1]
-        high, low = difference, rounding(offsets[0], offsets[1], difference) + (high + low)
+        high, low = difference, two_diff_error(offsets[0], offsets[1], difference) + (high + low)
     _conclude(state, high, low, shift, excess, 0.0, scale)
     return high, low, shift, excess
 
 
 @inner_function
-def describe(x, t, start, size, scale, w, v, state):
+def block_state(x, t, start, size, scale, w, v, state):
     """Fill the state of a piece, in the spaces `w` and `v`."""
     stop = start + size
-    quarter = PIECE // 4
+    quarter = CLASS_BLOCK // 4
     padded = -(-size // LANES) * LANES
-    ordinary, offsets, _, _ = weigh(x, t, start, size, scale, w, v, state)
+    no_special_values, offsets, _, _ = fill_softmax_weights(x, t, start, size, scale, w, v, state)
     if is_settled(state):
         return
     ratio = state[SUM_TARGET] / state[SUM_INPUT]
     center = center_of(state, offsets, scale, w)
     _fill_terms(
-        x[start:stop], t[start:stop], w[:size], v[:size], ratio, offsets, center, scale, ordinary
+        x[start:stop],
+        t[start:stop],
+        w[:size],
+        v[:size],
+        ratio,
+        offsets,
+        center,
+        scale,
+        no_special_values,
     )
     prefetch(x, stop + 3 * quarter, quarter)
     prefetch(t, stop + 3 * quarter, quarter)
-    conclude_piece(state, center, offsets, w[:padded], v[:padded], scale)
+    finish_class_block(state, center, offsets, w[:padded], v[:padded], scale)
 
 
 @inner_function
@@ -268,7 +276,7 @@ def _share(unit, total, common, scale):
 @inner_function
 def copy(state, other):
     """Set another state to this one."""
-    for i in range(STATE):  # assigning a slice may raise an error, for which Numba allocates
+    for i in range(STATE_SIZE):  # assigning a slice may raise an error, for which Numba allocates
         other[i] = state[i]
 
 

@@ -35,11 +35,11 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
 
     @inner_function
     def rounder(scale: Any) -> Any:
-        """Return what has `power` divide by ``2**scale``."""
+        """Return what has `exp_scaled` divide by ``2**scale``."""
         return integer - scale
 
     @inner_function
-    def power(z: Any, rounder: Any) -> Any:
+    def exp_scaled(z: Any, rounder: Any) -> Any:
         """Exponential of a number divided by a power of two, within 1.1 ulp where it is normal.
 
         As `elementary.exp_normal` does it, but for the last quarter of an ulp and of the time.
@@ -51,8 +51,8 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
 
     @inner_function
     def weight(z: Any, rounder: Any, lowest: Any) -> Any:
-        """Return `power`, but 0 below `lowest`, and NaN for NaN."""
-        if_normal = power(lowest if z < lowest else z, rounder)
+        """Return `exp_scaled`, but 0 below `lowest`, and NaN for NaN."""
+        if_normal = exp_scaled(lowest if z < lowest else z, rounder)
         return if_normal if z >= lowest else (zero if z < lowest else z)
 
     @inner_function
@@ -93,7 +93,7 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         )
 
     @inner_function
-    def jensen_near(p: Any, q: Any, u: Any) -> Any:
+    def jensen_shannon_near(p: Any, q: Any, u: Any) -> Any:
         """Return `jensen` where it is known that abs(u) is below 2."""
         square = u * u
         return (p + q) * (square * polynomial(square, jensen_coefficients))
@@ -113,18 +113,18 @@ def _elements(real: Any, fma: Any, table: Any) -> tuple[Any, ...]:
         t = t if t < largest else largest
         z = least / (most if most > tiny else tiny)
         far = most * fma(-half, z * t, polynomial(z, mixture_coefficients))
-        return jensen_near(p, q, u) if t < near_range else far
+        return jensen_shannon_near(p, q, u) if t < near_range else far
 
     return (
         rounder,
-        power,
+        exp_scaled,
         weight,
         excess,
         shift,
         back_shift,
         finite,
         excesses,
-        jensen_near,
+        jensen_shannon_near,
         jensen,
     )
 
@@ -133,13 +133,13 @@ _FLOAT32 = _elements(np.float32, fma_f32, FLOAT32)
 _FLOAT64 = _elements(np.float64, fma_f64, FLOAT64)
 (
     rounder,
-    power,
+    exp_scaled,
     weight,
     excess,
     shift,
     back_shift,
     finite,
     excesses,
-    jensen_near,
+    jensen_shannon_near,
     jensen,
 ) = map(by_type, _FLOAT32, _FLOAT64)

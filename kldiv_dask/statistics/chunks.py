@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kldiv_dask.kernels.softmax_measures import MEASURES, measured
 from kldiv_dask.statistics import state
-from kldiv_dask.statistics.state import CELLS, COLUMNS, Positions, State
+from kldiv_dask.statistics.state import CELLS, COLUMNS, EvaluationState, Positions
 
 # torch's label of positions that have none.
 NO_LABEL = -100
@@ -17,7 +17,7 @@ NO_LABEL = -100
 AT_ONCE = 32
 
 
-class Plan(NamedTuple):
+class EvaluationSpec(NamedTuple):
     """What all chunks have to know.
 
     `shape` is that of all positions, `cluster_axis` the one along which sequences are counted;
@@ -46,8 +46,8 @@ def evaluate_chunks(
     where: npt.NDArray[np.bool_] | None,
     groups: npt.NDArray[Any] | None,
     labels: npt.NDArray[Any] | None,
-    plan: Plan,
-) -> State:
+    plan: EvaluationSpec,
+) -> EvaluationState:
     """Return the state of the positions of a pair of chunks.
 
     Parameters
@@ -93,19 +93,19 @@ def evaluate_chunks(
             labeled=None if labeled is None else labeled[flat],
             tolerances=plan.tolerances,
         )
-        states.append(state.of(positions))
+        states.append(state.state_of(positions))
         if len(states) == AT_ONCE or state.are_large(states):
             states = [state.merge(states)]
     return state.merge(states)
 
 
-def _nothing(names: npt.NDArray[Any], with_labels: bool) -> State:
+def _nothing(names: npt.NDArray[Any], with_labels: bool) -> EvaluationState:
     """Return the state of no position."""
     none = np.zeros(0, np.int64)
     labeled = np.zeros(0, bool) if with_labels else None
     measures, hashes = np.zeros((MEASURES, 0)), np.zeros((2, 0), np.uint64)
     zero = (0.0, 0.0)
-    return state.of(
+    return state.state_of(
         Positions(measures, hashes, none, False, names, none, none, none, labeled, zero)
     )
 
@@ -127,6 +127,6 @@ def _check_labels(
         place = np.unravel_index(wrong[0], shape)
         index = tuple(int(i) + first for i, first in zip(place, start, strict=True))
         raise ValueError(
-            f"labels has {labels[wrong[0]]} at {index}; accepted are classes from 0 to "
-            f"{classes - 1}, and {NO_LABEL} where there is none"
+            f"labels must be classes from 0 to {classes - 1}, and {NO_LABEL} where there is none, "
+            f"got {labels[wrong[0]]} at {index}"
         )

@@ -6,7 +6,7 @@ from kldiv_dask import partial_sum
 from kldiv_dask.kernels.checks import LOG_PROBS, LOGITS, NEARLY, OPERANDS, PROBS
 from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.intervals import bad, finite_part, quotient
-from kldiv_dask.statistics.state import CHECKS, State
+from kldiv_dask.statistics.state import CHECKS, EvaluationState
 
 HOLDS = {LOGITS: "logits", LOG_PROBS: "log-probabilities", PROBS: "probabilities"}
 
@@ -23,12 +23,12 @@ Counts = Mapping[str, int]
 WAYS = {kind: f"pass kind={kind!r}" for kind in OPERANDS}
 
 
-def of_state(state: State, kind: str) -> list[str]:
+def of_state(state: EvaluationState, kind: str) -> list[str]:
     """Say what makes the data of a state doubtful."""
     counts, positions = counts_of(state)
     if not positions:
         return ["no position is included"]
-    kl = partial_sum.total(tables.in_one_group(state.totals).sums[0, 0])
+    kl = partial_sum.total(tables.merge_groups(state.totals).sums[0, 0])
     finite = positions - bad(kl)
     found = ["the divergence is NaN at all positions"] if kl.nan == positions else []
     if state.fingerprints[1] == state.fingerprints[2]:
@@ -46,9 +46,9 @@ def of_state(state: State, kind: str) -> list[str]:
     return [*found, *odd_rows(kind, counts, positions)]
 
 
-def counts_of(state: State) -> tuple[Counts, int]:
+def counts_of(state: EvaluationState) -> tuple[Counts, int]:
     """Return how often each check has failed, and the number of positions."""
-    failed = tables.in_one_group(state.checks)
+    failed = tables.merge_groups(state.checks)
     known = dict(zip(failed.rest.tolist(), failed.counts[:, 0].tolist(), strict=True))
     counts = {name: known.get(number, 0) for number, name in enumerate(CHECKS)}
     return counts, int(state.totals.counts[:, 0].sum())

@@ -7,7 +7,7 @@ import numpy as np
 
 from kldiv_dask import partial_sum
 from kldiv_dask.partial_sum import Total
-from kldiv_dask.statistics.tables import Table
+from kldiv_dask.statistics.tables import KeyedSums
 
 CONFIDENCE = 0.95
 
@@ -31,7 +31,7 @@ def quotient(total: Total, count: int) -> float:
     return float(partial_sum.quotient(total, count, _FLOAT64))
 
 
-def interval(mean: float, error: float, freedom: int) -> Interval:
+def interval(mean: float, error: float, dof: int) -> Interval:
     """Return the confidence interval of a mean, from Student's t distribution.
 
     Examples
@@ -41,13 +41,13 @@ def interval(mean: float, error: float, freedom: int) -> Interval:
     """
     from scipy.special import stdtrit
 
-    if not math.isfinite(error) or freedom < 1:
+    if not math.isfinite(error) or dof < 1:
         return math.nan, math.nan
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    half = float(stdtrit(dof, (1 + CONFIDENCE) / 2)) * error
     return mean - half, mean + half
 
 
-def p_value(difference: float, error: float, freedom: int) -> float:
+def p_value(difference: float, error: float, dof: int) -> float:
     """Return how probable a difference as large would be if there were none.
 
     Examples
@@ -58,7 +58,7 @@ def p_value(difference: float, error: float, freedom: int) -> float:
     from scipy.special import stdtr
 
     if error > 0:
-        return 2 * float(stdtr(freedom, -abs(difference) / error))
+        return 2 * float(stdtr(dof, -abs(difference) / error))
     return math.nan if math.isnan(error) else float(difference == 0)
 
 
@@ -88,7 +88,7 @@ def clustered(counts: Any, sums: Any) -> tuple[float, float]:
     return mean * unit, error * unit
 
 
-def cell_sums(cells: Table) -> tuple[list[int], list[float]]:
+def cell_sums(cells: KeyedSums) -> tuple[list[int], list[float]]:
     """Return how many finite divergences each cell has, if any, and their sum, rounded."""
     counts, sums = [], []
     for count, one in zip(cells.counts[:, 0].tolist(), cells.sums, strict=True):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kldiv_dask.kernels import checks, fingerprint, softmax_measures
 from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.sketch import bins_of
-from kldiv_dask.statistics.tables import Floats, Integers, Table, key_of
+from kldiv_dask.statistics.tables import Floats, Integers, KeyedSums, key_of
 
 # What is summed for each group; the second part only where there are labels. "nll_unpaired" is what
 # the difference of the sums of both "nll" has from positions where only one of them is finite; it
@@ -79,7 +79,7 @@ class Extremes(NamedTuple):
     places: Integers
 
 
-class State(NamedTuple):
+class EvaluationState(NamedTuple):
     """What is known of the positions so far.
 
     `groups` are the names of the groups, sorted, or one 0. `totals` has a key for each group;
@@ -91,16 +91,16 @@ class State(NamedTuple):
     """
 
     groups: npt.NDArray[Any]
-    totals: Table
-    cells: Table
-    columns: Table
-    group_columns: Table
-    bins: Table
-    label_bins: Table
+    totals: KeyedSums
+    cells: KeyedSums
+    columns: KeyedSums
+    group_columns: KeyedSums
+    bins: KeyedSums
+    label_bins: KeyedSums
     lowest: Floats
     worst: Extremes
     infinite: Extremes
-    checks: Table
+    checks: KeyedSums
     first: Extremes
     deviations: Floats
     fingerprints: Integers
@@ -128,7 +128,7 @@ class Positions(NamedTuple):
     tolerances: tuple[float, float]
 
 
-def of(positions: Positions) -> State:
+def state_of(positions: Positions) -> EvaluationState:
     """Return the state of some positions."""
     measures, codes = positions.measures, positions.codes
     kl = measures[softmax_measures.FORWARD]
@@ -153,21 +153,21 @@ def of(positions: Positions) -> State:
     failed, first, deviations = _checked(positions, kl)
     columns = np.zeros(0, np.int64) if positions.columns is None else positions.columns
     in_groups = columns if positions.grouped else columns[:0]
-    return State(
+    return EvaluationState(
         groups=positions.groups,
-        totals=tables.tabulate(key_of(codes, 0), counts, sums),
-        cells=tables.tabulate(key_of(codes, positions.cells), [], [kl]),
-        columns=tables.tabulate(columns, [], [kl[: columns.size]]),
-        group_columns=tables.tabulate(
+        totals=tables.keyed_sums(key_of(codes, 0), counts, sums),
+        cells=tables.keyed_sums(key_of(codes, positions.cells), [], [kl]),
+        columns=tables.keyed_sums(columns, [], [kl[: columns.size]]),
+        group_columns=tables.keyed_sums(
             key_of(codes[: in_groups.size], in_groups), [], [kl[: in_groups.size]]
         ),
         bins=_binned(codes[ordered], kl[ordered]),
         label_bins=label_bins,
         lowest=_lowest(codes[ordered], kl[ordered], positions.groups.size),
-        worst=most(Extremes(codes[finite], kl[finite], positions.places[finite]), WORST),
-        infinite=most(Extremes(codes[infinite], kl[infinite], positions.places[infinite]), WORST),
+        worst=top_k(Extremes(codes[finite], kl[finite], positions.places[finite]), WORST),
+        infinite=top_k(Extremes(codes[infinite], kl[infinite], positions.places[infinite]), WORST),
         checks=failed,
-        first=most(first, FIRST),
+        first=top_k(first, FIRST),
         deviations=deviations,
         fingerprints=fingerprint.of_rows(positions.places, positions.hashes),
     )
@@ -186,12 +186,12 @@ def _label_sums(measures: Floats, chosen: npt.NDArray[np.bool_]) -> list[Floats]
     return [np.where(chosen, value, 0.0) for value in values]
 
 
-def _no_table(counts: int, sums: int) -> Table:
-    return tables.tabulate(np.zeros(0, np.int64), [np.zeros(0, np.int64)] * (counts - 1), [])
+def _no_table(counts: int, sums: int) -> KeyedSums:
+    return tables.keyed_sums(np.zeros(0, np.int64), [np.zeros(0, np.int64)] * (counts - 1), [])
 
 
-def _binned(codes: Integers, values: Floats) -> Table:
-    return tables.tabulate(key_of(codes, bins_of(values) + BIN_OFFSET), [], [])
+def _binned(codes: Integers, values: Floats) -> KeyedSums:
+    return tables.keyed_sums(key_of(codes, bins_of(values) + BIN_OFFSET), [], [])
 
 
 def _lowest(codes: Integers, values: Floats, groups: int) -> Floats:
@@ -200,7 +200,7 @@ def _lowest(codes: Integers, values: Floats, groups: int) -> Floats:
     return lowest
 
 
-def _checked(positions: Positions, kl: Floats) -> tuple[Table, Extremes, Floats]:
+def _checked(positions: Positions, kl: Floats) -> tuple[KeyedSums, Extremes, Floats]:
     """Return how often and where checks have failed, and how far from 1 probabilities sum to."""
     measures = positions.measures
     # NaN, where nothing is to sum to 1, is never far from it.
@@ -222,14 +222,14 @@ def _checked(positions: Positions, kl: Floats) -> tuple[Table, Extremes, Floats]
     kinds, which = np.nonzero(failures)
     finite = np.where(np.isfinite(distances), distances, 0.0)
     return (
-        tables.tabulate(key_of(positions.codes[which], kinds), [], []),
+        tables.keyed_sums(key_of(positions.codes[which], kinds), [], []),
         # Of equal values, the first positions are kept.
         Extremes(kinds, np.zeros(which.size), positions.places[which]),
         finite.max(axis=1, initial=0.0),
     )
 
 
-def most(extremes: Extremes, count: int) -> Extremes:
+def top_k(extremes: Extremes, count: int) -> Extremes:
     """Keep the largest values of each group, and of equal ones the first."""
     order = np.lexsort((extremes.places, -extremes.values, extremes.groups))
     groups = extremes.groups[order]
@@ -238,23 +238,23 @@ def most(extremes: Extremes, count: int) -> Extremes:
     return Extremes(extremes.groups[kept], extremes.values[kept], extremes.places[kept])
 
 
-def are_large(states: Sequence[State]) -> bool:
+def are_large(states: Sequence[EvaluationState]) -> bool:
     """Whether states have more in them than should be joined at once, which copies it twice."""
-    tables = (value for state in states for value in state if isinstance(value, Table))
+    tables = (value for state in states for value in state if isinstance(value, KeyedSums))
     return sum(table.sums.nbytes for table in tables) > MOST_BYTES
 
 
-def merge(states: Sequence[State]) -> State:
+def merge(states: Sequence[EvaluationState]) -> EvaluationState:
     """Merge states of positions that none of them shares."""
     if len(states) == 1:
-        return _bounded(states[0])
+        return _coarsened_to_limit(states[0])
     if len(states) > 2 and are_large(states):
         half = len(states) // 2
         return merge([merge(states[:half]), merge(states[half:])])
     groups = np.unique(np.concatenate([state.groups for state in states]))
     places = [np.searchsorted(groups, state.groups) for state in states]
 
-    def joined(name: str) -> Table:
+    def joined(name: str) -> KeyedSums:
         found = [getattr(state, name) for state in states]
         return tables.merge([tables.regrouped(*pair) for pair in zip(found, places, strict=True)])
 
@@ -267,10 +267,10 @@ def merge(states: Sequence[State]) -> State:
         moved = [
             one._replace(groups=place[one.groups]) for one, place in zip(found, places, strict=True)
         ]
-        return most(together(moved), WORST)
+        return top_k(concatenated(moved), WORST)
 
-    return _bounded(
-        State(
+    return _coarsened_to_limit(
+        EvaluationState(
             groups=groups,
             totals=joined("totals"),
             cells=joined("cells"),
@@ -282,49 +282,49 @@ def merge(states: Sequence[State]) -> State:
             worst=extreme("worst"),
             infinite=extreme("infinite"),
             checks=joined("checks"),
-            first=most(together([state.first for state in states]), FIRST),
+            first=top_k(concatenated([state.first for state in states]), FIRST),
             deviations=np.max([state.deviations for state in states], axis=0),
             fingerprints=fingerprint.merge(np.stack([state.fingerprints for state in states])),
         )
     )
 
 
-def together(parts: Sequence[Extremes]) -> Extremes:
+def concatenated(parts: Sequence[Extremes]) -> Extremes:
     """Join what stands out in each of some parts."""
     return Extremes(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _bounded(state: State) -> State:
+def _coarsened_to_limit(state: EvaluationState) -> EvaluationState:
     """Join neighbors until there are not too many."""
     return state._replace(
-        cells=tables.bounded(state.cells, MOST_RUNS),
-        group_columns=tables.bounded(state.group_columns, MOST_RUNS),
+        cells=tables.coarsen_to_limit(state.cells, MOST_RUNS),
+        group_columns=tables.coarsen_to_limit(state.group_columns, MOST_RUNS),
     )
 
 
-def in_one_group(state: State) -> State:
+def merge_groups(state: EvaluationState) -> EvaluationState:
     """Return the state of all groups as one."""
     everywhere = np.zeros(1, np.int64)
     nowhere = np.zeros(state.groups.size, np.int64)
     worst, infinite = (
-        most(one._replace(groups=nowhere[one.groups]), WORST)
+        top_k(one._replace(groups=nowhere[one.groups]), WORST)
         for one in (state.worst, state.infinite)
     )
     return state._replace(
         groups=everywhere,
-        totals=tables.in_one_group(state.totals),
-        cells=tables.in_one_group(state.cells),
+        totals=tables.merge_groups(state.totals),
+        cells=tables.merge_groups(state.cells),
         group_columns=state.columns,
-        bins=tables.in_one_group(state.bins),
-        label_bins=tables.in_one_group(state.label_bins),
+        bins=tables.merge_groups(state.bins),
+        label_bins=tables.merge_groups(state.label_bins),
         lowest=np.full(1, state.lowest.min(initial=np.inf)),
         worst=worst,
         infinite=infinite,
-        checks=tables.in_one_group(state.checks),
+        checks=tables.merge_groups(state.checks),
     )
 
 
-def after(state: State, positions: int) -> State:
+def offset_positions(state: EvaluationState, positions: int) -> EvaluationState:
     """Renumber positions to follow so many others."""
     return state._replace(
         worst=state.worst._replace(places=state.worst.places + positions),
@@ -334,7 +334,9 @@ def after(state: State, positions: int) -> State:
     )
 
 
-def cells_after(state: State, before: State, cells: int | None) -> tuple[State, bool]:
+def offset_clusters(
+    state: EvaluationState, before: EvaluationState, cells: int | None
+) -> tuple[EvaluationState, bool]:
     """Renumber cells to follow those of another state, and say whether they do so without a gap.
 
     They do if it is known how many cells are before them, and those have not been joined so that
@@ -345,7 +347,7 @@ def cells_after(state: State, before: State, cells: int | None) -> tuple[State, 
         moved = cells >> own.halvings
         return state._replace(cells=own._replace(keys=own.keys + moved)), True
     halvings = max(own.halvings, before.cells.halvings)
-    own = tables.coarser(own, halvings)
+    own = tables.coarsen(own, halvings)
     # A multiple of the length of any run of cells.
     last = int(before.cells.rest.max(initial=-1)) << before.cells.halvings
     moved = max((last // CELLS + 1) * CELLS >> halvings, (last >> halvings) + 1)

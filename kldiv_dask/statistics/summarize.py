@@ -28,10 +28,10 @@ from kldiv_dask.statistics.state import (
     LABELED,
     SUMS,
     WORST,
+    EvaluationState,
     Extremes,
-    State,
 )
-from kldiv_dask.statistics.tables import Table
+from kldiv_dask.statistics.tables import KeyedSums
 
 FLOAT64 = np.dtype(np.float64)
 
@@ -202,11 +202,11 @@ def _ratio(numerator: int, denominator: int) -> float:
     return float(partial_sum.round_ratio(numerator, denominator, FLOAT64))
 
 
-def _bins(table: Table) -> tuple[Any, Any]:
+def _bins(table: KeyedSums) -> tuple[Any, Any]:
     return table.rest - BIN_OFFSET, table.counts[:, 0]
 
 
-def _quantiles(table: Table) -> Quantiles:
+def _quantiles(table: KeyedSums) -> Quantiles:
     values = sketch.quantiles(*_bins(table), np.array(PROBABILITIES))
     return dict(zip(PROBABILITIES, values.tolist(), strict=True))
 
@@ -215,7 +215,7 @@ def _bars(bins: Any) -> Any:
     return 2 * (bins // OCTAVE) + (bins % OCTAVE >= HALF)
 
 
-def histogram(table: Table) -> dict[str, list[Any]]:
+def histogram(table: KeyedSums) -> dict[str, list[Any]]:
     """Return counts in bars that are a factor of the square root of two wide, to 0.05 %."""
     bins, counts = _bins(table)
     finite = (bins > 0) & (bins < sketch.INFINITY)
@@ -230,13 +230,13 @@ def histogram(table: Table) -> dict[str, list[Any]]:
     return {"edges": edges.tolist(), "counts": heights.tolist()}
 
 
-def _of_group(table: Table, code: int) -> Table:
+def _of_group(table: KeyedSums, code: int) -> KeyedSums:
     start, stop = np.searchsorted(table.keys, [code << tables.WIDTH, code + 1 << tables.WIDTH])
     keys, counts, sums = (column[start:stop] for column in table[:3])
     return table._replace(keys=keys, counts=counts, sums=sums)
 
 
-def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
+def statistics(state: EvaluationState, code: int, shape: tuple[int, ...]) -> Statistics:
     """Return the statistics of a group."""
     totals = _of_group(state.totals, code)
     names = SUMS + LABEL_SUMS if state.totals.sums.shape[1] > len(SUMS) else SUMS
@@ -252,7 +252,7 @@ def statistics(state: State, code: int, shape: tuple[int, ...]) -> Statistics:
     _, cluster_error = clustered(counts, sums)
     agreement = moments.counts[AGREEING] / count if count else math.nan
     bins = _of_group(state.bins, code)
-    largest = states.most(states.together([state.worst, state.infinite]), WORST)
+    largest = states.top_k(states.concatenated([state.worst, state.infinite]), WORST)
     worst, worst_finite = (_places(one, code, shape) for one in (largest, state.worst))
     most = worst_finite[0]["kl"] if worst_finite else math.nan
     return Statistics(
@@ -299,7 +299,7 @@ def _places(extremes: Extremes, code: int, shape: tuple[int, ...]) -> list[dict[
     ]
 
 
-def _by_position(runs: Table, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+def _by_position(runs: KeyedSums, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     length = shape[-1] if shape else 1
     step = -(-length // COLUMNS) << runs.halvings
     found = []
@@ -322,12 +322,12 @@ def _by_position(runs: Table, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     return found
 
 
-def _checks(table: Table) -> dict[str, int]:
+def _checks(table: KeyedSums) -> dict[str, int]:
     counts = dict(zip(table.rest.tolist(), table.counts[:, 0].tolist(), strict=True))
     return {name: counts.get(kind, 0) for kind, name in enumerate(CHECKS)}
 
 
-def _labels(moments: Moments, bins: Table) -> Labels:
+def _labels(moments: Moments, bins: KeyedSums) -> Labels:
     count = moments.counts[LABELED]
     totals = moments.totals
     nll_input, nll_target = (moments.mean(name, count) for name in ("nll_input", "nll_target"))

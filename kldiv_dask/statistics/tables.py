@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 WIDTH = 41
 
 
-class Table(NamedTuple):
+class KeyedSums(NamedTuple):
     """What is counted and summed for each key.
 
     `keys` are sorted and each is there once. `sums` has the shape ``(keys, sums, SIZE)``, a
@@ -57,7 +57,7 @@ def runs(keys: Integers) -> tuple[Any, Integers, Integers]:
     return order, keys[last], last + 1
 
 
-def tabulate(keys: Integers, counts: Sequence[Integers], sums: Sequence[Floats]) -> Table:
+def keyed_sums(keys: Integers, counts: Sequence[Integers], sums: Sequence[Floats]) -> KeyedSums:
     """Count and sum numbers by key.
 
     Parameters
@@ -76,44 +76,44 @@ def tabulate(keys: Integers, counts: Sequence[Integers], sums: Sequence[Floats])
     for state, values in zip(states, sums, strict=True):
         add_runs(state, values[order], ends)
     stacked = np.stack(counted, axis=-1) if ends.size else np.zeros((0, 1 + len(counts)), np.int64)
-    return Table(unique, stacked, np.ascontiguousarray(states.swapaxes(0, 1)))
+    return KeyedSums(unique, stacked, np.ascontiguousarray(states.swapaxes(0, 1)))
 
 
-def merge(tables: Sequence[Table]) -> Table:
+def merge(tables: Sequence[KeyedSums]) -> KeyedSums:
     """Add tables of equal columns, as often halved as any of them is."""
     if len(tables) == 1:
         return tables[0]
     halvings = max(table.halvings for table in tables)
-    halved = [coarser(table, halvings) for table in tables]
+    halved = [coarsen(table, halvings) for table in tables]
     keys = np.concatenate([table.keys for table in halved])
     counts = np.concatenate([table.counts for table in halved])
     sums = np.concatenate([table.sums for table in halved])
-    return _rekeyed(Table(keys, counts, sums, halvings), keys)
+    return _rekeyed(KeyedSums(keys, counts, sums, halvings), keys)
 
 
-def in_one_group(table: Table) -> Table:
+def merge_groups(table: KeyedSums) -> KeyedSums:
     """Forget the upper part of the keys."""
     return _rekeyed(table, table.rest)
 
 
-def regrouped(table: Table, places: Integers) -> Table:
+def regrouped(table: KeyedSums, places: Integers) -> KeyedSums:
     """Give each group another number; the numbers must be in the same order as before."""
     return table._replace(keys=key_of(places[table.groups], table.rest))
 
 
-def coarser(table: Table, halvings: int) -> Table:
+def coarsen(table: KeyedSums, halvings: int) -> KeyedSums:
     """Have the lower parts of the keys halved so often in all."""
     keys = key_of(table.groups, table.rest >> halvings - table.halvings)
     halved = table if halvings == table.halvings else _rekeyed(table, keys)
     return halved._replace(halvings=halvings)
 
 
-def joined(table: Table, count: int) -> Table:
+def joined(table: KeyedSums, count: int) -> KeyedSums:
     """Join so many neighboring keys of each group to one."""
     return _rekeyed(table, key_of(table.groups, table.rest // count)) if count > 1 else table
 
 
-def bounded(table: Table, most: int) -> Table:
+def coarsen_to_limit(table: KeyedSums, most: int) -> KeyedSums:
     """Halve the lower parts of the keys until there are not too many.
 
     How often does not depend on the order in which tables are merged, if each is bounded.
@@ -121,11 +121,11 @@ def bounded(table: Table, most: int) -> Table:
     # Groups without positions have no key, and which are known so far depends on the order.
     least = np.unique(table.groups).size
     while table.keys.size > max(most, least):
-        table = coarser(table, table.halvings + 1)
+        table = coarsen(table, table.halvings + 1)
     return table
 
 
-def _rekeyed(table: Table, keys: Integers) -> Table:
+def _rekeyed(table: KeyedSums, keys: Integers) -> KeyedSums:
     """Give each row another key, and add the rows that then have the same."""
     order, unique, ends = runs(keys)
     if not keys.size:
@@ -134,4 +134,4 @@ def _rekeyed(table: Table, keys: Integers) -> Table:
     counts = np.add.reduceat(table.counts[order], starts, axis=0)
     sums = np.add.reduceat(table.sums[order], starts, axis=0)
     carry(np.moveaxis(sums, -1, 0))
-    return Table(unique, counts, sums, table.halvings)
+    return KeyedSums(unique, counts, sums, table.halvings)

@@ -44,7 +44,7 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalizedC
     Returns
     -------
     tuple of tuple of int
-        Chunks of the broadcast shape; `restrict` gives those of one array.
+        Chunks of the broadcast shape; `chunks_for` gives those of one array.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalizedC
     return planned
 
 
-def restrict(chunks: NormalizedChunks, shape: tuple[int, ...]) -> NormalizedChunks:
+def chunks_for(chunks: NormalizedChunks, shape: tuple[int, ...]) -> NormalizedChunks:
     """Give the part of a broadcast chunking that concerns an array of `shape`.
 
     Parameters

@@ -28,9 +28,9 @@ from kldiv_dask.storage.source import (
     check_shape,
     check_unchanged,
     display_name,
+    magic_bytes,
     name_some,
     require,
-    signature,
 )
 from kldiv_dask.storage.text import printable_errors
 
@@ -196,9 +196,9 @@ def _opened(path: str) -> Iterator[Any]:
         raise ValueError(f"{path} is damaged or no HDF5 file: {error}") from error
 
 
-def recognizes(path: str) -> bool:
+def can_open(path: str) -> bool:
     """Whether `path` ends as the names of HDF5 files do, or begins with their signature."""
-    return path.lower().endswith(_SUFFIXES) or signature(path) == _SIGNATURE
+    return path.lower().endswith(_SUFFIXES) or magic_bytes(path) == _SIGNATURE
 
 
 def open_source(path: str, key: str | None) -> Hdf5Source:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kldiv_dask.storage.mapped import MappedSource
-from kldiv_dask.storage.source import Source, name_some, signature
+from kldiv_dask.storage.source import Source, magic_bytes, name_some
 
 DESCRIPTION = "a base file of llama.cpp's llama-perplexity"
 _KEYS = "log_probs", "labels", "tokens"
@@ -267,9 +267,9 @@ def _rounding(step: Any) -> Any:
     return np.expm1(_CODE_SLACK * step + _HEAD_SLACK)
 
 
-def recognizes(path: str) -> bool:
+def can_open(path: str) -> bool:
     """Whether `path` is a local file that begins with the signature of a base file."""
-    return signature(path) == _SIGNATURE
+    return magic_bytes(path) == _SIGNATURE
 
 
 def open_source(path: str, key: str | None, allow_truncated: bool = False) -> MappedSource:
@@ -382,7 +382,7 @@ def other_text(first: Source, second: Source, *, whole: bool = True) -> str:
 
 
 def _is_of_base_file(source: Source) -> bool:
-    return isinstance(source, MappedSource) and source.key in _KEYS and recognizes(source.path)
+    return isinstance(source, MappedSource) and source.key in _KEYS and can_open(source.path)
 
 
 def _difference(first: Source, second: Source, whole: bool) -> str:

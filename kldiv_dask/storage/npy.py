@@ -23,7 +23,7 @@ _HEADER_READERS = {
 }
 
 
-def recognizes(path: str) -> bool:
+def can_open(path: str) -> bool:
     """Whether `path` is meant as a ``.npy`` file."""
     return path.lower().endswith(".npy")
 

@@ -13,7 +13,7 @@ import numpy as np
 from dask.blockwise import Blockwise
 
 from kldiv_dask.storage import hdf5, llama, npy, safetensors, zarr
-from kldiv_dask.storage.chunking import Chunks, NormalizedChunks, plan_chunks, restrict
+from kldiv_dask.storage.chunking import Chunks, NormalizedChunks, chunks_for, plan_chunks
 from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalize_path
 from kldiv_dask.storage.text import printable_errors
 
@@ -25,7 +25,7 @@ class Format(Protocol):
 
     DESCRIPTION: str
 
-    def recognizes(self, path: str) -> bool:
+    def can_open(self, path: str) -> bool:
         """Whether this format is the one to open `path` with."""
 
     def open_source(self, path: str, key: str | None) -> Source:
@@ -202,7 +202,7 @@ def open_pair(
     for source in sources:
         if source.dtype.name not in REAL_FLOATS:
             accepted = ", ".join(REAL_FLOATS)
-            raise TypeError(f"{source.name} has dtype {source.dtype}; a pair is two of {accepted}")
+            raise TypeError(f"{source.name} must be of dtype {accepted}, got {source.dtype}")
     x, t = sources
     if isinstance(x, llama.LogProbsSource) and isinstance(t, llama.LogProbsSource):
         x, t = llama.align(x, t)
@@ -230,7 +230,7 @@ def _open_source(path: PathLike, key: str | None) -> Source:
     if not is_url(path) and not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist")
     for module in FORMATS:
-        if module.recognizes(path):
+        if module.can_open(path):
             return module.open_source(path, key)
     *known, last = (module.DESCRIPTION for module in FORMATS)
     raise ValueError(
@@ -244,7 +244,7 @@ def _open_sources(
     arguments: Sequence[str] = ("key",),
 ) -> list[Source]:
     """Open paths with keys, given as `arguments`; base files of llama.cpp maybe truncated."""
-    of_llama = [allow_truncated and llama.recognizes(normalize_path(path)) for path, _ in paths]
+    of_llama = [allow_truncated and llama.can_open(normalize_path(path)) for path, _ in paths]
     sources: list[Source] = []
     for (path, key), argument, is_llama in zip(paths, arguments, of_llama, strict=True):
         with key_called(argument):
@@ -275,7 +275,7 @@ def key_called(argument: str) -> Iterator[None]:
 
 def _to_dask(source: Source, planned: NormalizedChunks) -> da.Array:
     """Wrap a source, with its part of the planned chunks."""
-    chunks = restrict(planned, source.shape)
+    chunks = chunks_for(planned, source.shape)
     array = da.from_array(
         source,
         chunks=chunks,

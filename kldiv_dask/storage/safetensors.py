@@ -26,7 +26,7 @@ _DTYPES = {
 }
 
 
-def recognizes(path: str) -> bool:
+def can_open(path: str) -> bool:
     """Whether `path` is meant as a ``.safetensors`` file."""
     return path.lower().endswith(".safetensors")
 

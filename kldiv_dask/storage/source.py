@@ -135,12 +135,12 @@ class Source(ABC):
     def __getitem__(self, index: Any) -> np.ndarray[Any, np.dtype[Any]]:
         index = index if isinstance(index, tuple) else (index,)
         index += (slice(None),) * (self.ndim - len(index))
-        pauses = iter(config.pauses("retry-pauses"))
+        delays = iter(config.delays("retry-pauses"))
         while True:
             try:
                 return self._masked(np.asarray(self.read(index), dtype=self.dtype))
             except Exception as error:
-                pause = next(pauses, None) if self._may_pass(error) else None
+                pause = next(delays, None) if self._may_pass(error) else None
                 if pause is None:
                     raise self._unreadable(index, error) from error
             time.sleep(pause)
@@ -243,7 +243,7 @@ def require_local(path: str, kind: str) -> None:
         raise ValueError(f"{path} is a URL; {kind} is mapped into memory, so it must be local")
 
 
-def signature(path: str) -> bytes:
+def magic_bytes(path: str) -> bytes:
     """Read the first 8 bytes of a local file; nothing of what is no file."""
     if not os.path.isfile(path):
         return b""

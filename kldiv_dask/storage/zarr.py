@@ -306,7 +306,7 @@ def _shard_index(array: Any) -> _ShardIndex | None:
 # How an array is found
 
 
-def recognizes(path: str) -> bool:
+def can_open(path: str) -> bool:
     """Whether `path` is a URL, ends in ``.zarr``, or is a directory with Zarr metadata."""
     return (
         is_url(path)

@@ -14,14 +14,14 @@ Sizes = Mapping[Hashable, int]
 Arrays = Mapping[str, Any]
 
 
-def is_named(name: str, operand: Any) -> bool:
-    """Whether the argument `name` is a DataArray; no other labeled object is accepted."""
+def is_dataarray(name: str, operand: Any) -> bool:
+    """Whether the argument `name` is a DataArray; any other labeled object is refused."""
     xarray = sys.modules.get("xarray")  # unless it has been imported, there are none
     if xarray is None or isinstance(operand, xarray.DataArray):
         return xarray is not None
     if type(operand).__module__.startswith("xarray."):
         raise TypeError(
-            f"{name} is a {type(operand).__name__}; accepted is a DataArray: pick a variable, as "
+            f"{name} must be a DataArray, got a {type(operand).__name__}; pick a variable, as "
             "dataset['logits'] does"
         )
     return False
@@ -32,21 +32,21 @@ def coordinate(name: str, key: Any, input: Any, target: Any) -> Any:
 
     Strings that are held as objects, as files give them, become an array of NumPy's strings.
     """
-    operands = [a for n, a in (("input", input), ("target", target)) if is_named(n, a)]
+    operands = [a for n, a in (("input", input), ("target", target)) if is_dataarray(n, a)]
     if operands and isinstance(key, str):
         found = [array.coords[key] for array in operands if key in array.coords]
         if not found:
-            known = shown(dict.fromkeys(c for array in operands for c in array.coords))
+            known = format_names(dict.fromkeys(c for array in operands for c in array.coords))
             raise ValueError(
-                f"{name} is {key!r}; accepted are the coordinates of input and target, {known}, an"
-                " array, or a file as pathlib.Path"
+                f"{name} must be a coordinate of input or target, {known}, an array, or a file as "
+                f"pathlib.Path, got {key!r}"
             )
         if not found[0].variable.broadcast_equals(found[-1].variable):
             raise ValueError(
                 f"{name} is {key!r}, a coordinate that differs between input and target"
             )
         key = found[0]
-    if is_named(name, key) and key.dtype.kind in "OT":
+    if is_dataarray(name, key) and key.dtype.kind in "OT":
         values = np.asarray(key.values, object)
         if values.size and all(isinstance(value, str) for value in values.flat):
             return key.copy(data=values.astype(str))
@@ -55,18 +55,20 @@ def coordinate(name: str, key: Any, input: Any, target: Any) -> Any:
 
 def own_dims(arrays: Arrays) -> dict[str, list[str]]:
     """Return the dimensions of those arrays that have names for them, in their order."""
-    return {n: list(map(str, a.dims)) for n, a in arrays.items() if is_named(n, a)}
+    return {n: list(map(str, a.dims)) for n, a in arrays.items() if is_dataarray(n, a)}
 
 
-def meant_dims(dim: Any, axis: Any, named: Arrays, every: Dims, classes: bool) -> Dims:
+def resolve_dims(dim: Any, axis: Any, named: Arrays, every: Dims, classes: bool) -> Dims:
     """Return the names of the dimensions that are meant, by default all."""
     if dim is not None:
         if axis != (-1 if classes else None):
-            raise ValueError(f"dim is {dim!r} and axis is {axis!r}; accepted is one of them")
+            raise ValueError(f"dim or axis must be given, not both, got {dim!r} and {axis!r}")
         one = classes or isinstance(dim, str) or not isinstance(dim, Iterable)
         meant: Dims = (dim,) if one else tuple(dim)
         if not all(d in every for d in meant):
-            raise ValueError(f"dim is {dim!r}; the dimensions of the operands are {shown(every)}")
+            raise ValueError(
+                f"dim is {dim!r}; the dimensions of the operands are {format_names(every)}"
+            )
         if len(set(meant)) < len(meant):
             raise ValueError(f"dim is {dim!r}, which names a dimension twice")
         return meant
@@ -93,7 +95,9 @@ def check_labels(labeled: Arrays) -> None:
     labels: dict[Hashable, tuple[str, Any]] = {}
     for name, array in labeled.items():
         if len(array.sizes) < array.ndim:
-            raise ValueError(f"{name} has the dimensions {shown(array.dims)}, one of them twice")
+            raise ValueError(
+                f"{name} has the dimensions {format_names(array.dims)}, one of them twice"
+            )
         for dim, size in array.sizes.items():
             if math.isnan(size):
                 raise ValueError(
@@ -103,44 +107,44 @@ def check_labels(labeled: Arrays) -> None:
             other, length = sizes.setdefault(dim, (name, size))
             if size != length:
                 raise ValueError(
-                    f"{name} has length {size} along {dim!r} where {other} has {length}; accepted "
-                    "are equal lengths"
+                    f"{name} must be as long as {other} along {dim!r}, {length}, got {size}"
                 )
         for index in array.xindexes:
             label = array.coords[index].variable
             other, equal = labels.setdefault(index, (name, label))
             if not label.equals(equal):
                 raise ValueError(
-                    f"{name} has other labels along {index!r} than {other}, or another order of "
-                    "them; accepted are equal ones, as xarray.align or reindex_like gives"
+                    f"{name} must have the labels of {other} along {index!r}, in the same order, "
+                    "got others; use xarray.align or reindex_like"
                 )
 
 
 def dims_of(name: str, array: Any, sizes: Sizes, named: Arrays) -> Dims:
     """Return the dimensions of an array; the axes of a plain one stand for the last of `sizes`."""
     dims = tuple(sizes)
-    if is_named(name, array):
+    if is_dataarray(name, array):
         if not set(array.dims) <= set(dims):
             raise ValueError(
-                f"{name} has the dimensions {shown(array.dims)}; accepted are some of {shown(dims)}"
+                f"{name} must have dimensions out of {format_names(dims)}, got "
+                f"{format_names(array.dims)}"
             )
         return tuple(array.dims)
     shape = array.shape if hasattr(array, "shape") else np.shape(array)
     ends = [tuple(d for d in other.dims if d in sizes) for other in named.values()]
     if shape and any(end != dims[len(dims) - len(end) :] for end in ends):
         raise ValueError(
-            f"{name} is a plain array, and the dimensions of input and target are not in one order;"
-            " accepted is a DataArray"
+            f"{name} must be a DataArray, as the dimensions of input and target are not in one "
+            "order, got a plain array"
         )
     own = dims[max(len(dims) - len(shape), 0) :]
     if len(shape) > len(own) or any(sizes[d] == 1 != n for d, n in zip(own, shape, strict=True)):
         raise ValueError(
-            f"{name} is a plain array of {len(shape)} axes; accepted is a DataArray, or at most "
-            f"the axes {shown(dims)} of lengths {tuple(sizes.values())}, and these are {shape}"
+            f"{name} must be a DataArray, or a plain array with at most the axes "
+            f"{format_names(dims)} of lengths {tuple(sizes.values())}, got one of shape {shape}"
         )
     return own
 
 
-def shown(names: Iterable[Hashable]) -> str:
+def format_names(names: Iterable[Hashable]) -> str:
     """Return names for a message."""
     return ", ".join(map(repr, names)) or "none"

@@ -13,9 +13,9 @@ from kldiv_dask.xarray_support.names import (
     Sizes,
     check_labels,
     dims_of,
-    is_named,
-    meant_dims,
-    shown,
+    format_names,
+    is_dataarray,
+    resolve_dims,
 )
 
 ATTRIBUTES = {"units": "nats", "long_name": "KL divergence"}
@@ -24,14 +24,15 @@ ATTRIBUTES = {"units": "nats", "long_name": "KL divergence"}
 class Operands(NamedTuple):
     """Plain arrays that broadcast by position, and what they were.
 
-    `small` are those that broadcast to the result, by argument, and `axis` numbers what was meant.
+    `position_args` are those that broadcast to the result, by argument. `axis` numbers what was
+    meant.
     `dims` are the dimensions of the broadcast operands, classes last. They and `named`, the
     operands that are labeled, are empty if none is.
     """
 
     input: Any
     target: Any
-    small: dict[str, Any]
+    position_args: dict[str, Any]
     axis: Any
     dims: Dims = ()
     named: tuple[Any, ...] = ()
@@ -73,7 +74,7 @@ class Operands(NamedTuple):
 def match(
     input: Any,
     target: Any,
-    small: Arrays,
+    position_args: Arrays,
     *,
     axis: Any = None,
     dim: Any = None,
@@ -81,42 +82,43 @@ def match(
 ) -> Operands:
     """Lay out operands by the names of their dimensions; where none has names, leave them alone.
 
-    `small` is what is said of elements or, with `classes`, of positions. `axis` or `dim` say which
-    dimensions are meant, by number or by name: with `classes` the one that is to come last.
+    `position_args` has the arguments by element or, with `classes`, by position. `axis` or `dim`
+    choose dimensions by number or by name: with `classes` the one that is to come last.
     """
-    given = {"input": input, "target": target} | dict(small)
-    check_pandas(given)
-    labeled = {name: array for name, array in given.items() if is_named(name, array)}
-    named = {name: array for name, array in labeled.items() if name not in small}
+    operands = {"input": input, "target": target} | dict(position_args)
+    check_pandas(operands)
+    labeled = {name: array for name, array in operands.items() if is_dataarray(name, array)}
+    named = {name: array for name, array in labeled.items() if name not in position_args}
     if not named:
         if dim is not None:
             raise ValueError(
-                f"dim is {dim!r} where neither input nor target is a DataArray; accepted is axis"
+                "dim must be None where neither input nor target is a DataArray, got "
+                f"{dim!r}; use axis"
             )
-        return Operands(input, target, dict(small), axis)
+        return Operands(input, target, dict(position_args), axis)
     import xarray
 
     check_labels(labeled)
     sizes = {d: size for array in named.values() for d, size in array.sizes.items()}
-    meant = meant_dims(dim, axis, named, tuple(sizes), classes)
+    meant = resolve_dims(dim, axis, named, tuple(sizes), classes)
     last = meant if classes else ()
     outer = {d: size for d, size in sizes.items() if d not in last}
     dims = (*outer, *last)
     own: dict[str, Dims] = {}
-    for name, array in given.items():
-        own[name] = dims_of(name, array, outer if name in small else sizes, named)
+    for name, array in operands.items():
+        own[name] = dims_of(name, array, outer if name in position_args else sizes, named)
         if name in named and not set(last) <= set(own[name]):
             raise ValueError(
-                f"{name} has the dimensions {shown(own[name])}, and not that of the classes, "
-                f"{shown(last)}"
+                f"{name} must have the dimension of the classes, {format_names(last)}, got "
+                f"{format_names(own[name])}"
             )
-    data = given | _in_chunks(labeled, given, own, sizes)
+    data = operands | _in_chunks(labeled, operands, own, sizes)
     # Xarray would read files to hand them over.
     arrays = tuple(array.copy(deep=False, data=data[name]) for name, array in named.items())
     data["input"], data["target"] = as_dask(data["input"], data["target"])
     for name, array in data.items():
         if isinstance(array, da.Array):
-            wanted = tuple(outer) if name in small else dims
+            wanted = tuple(outer) if name in position_args else dims
             # New axes of length one stand between those it has, not before them.
             start = min(map(wanted.index, own[name]), default=len(wanted))
             data[name] = xarray.Variable(own[name], array).set_dims(wanted[start:]).data
@@ -124,15 +126,15 @@ def match(
     return Operands(data.pop("input"), data.pop("target"), data, numbers, dims, arrays)
 
 
-def _in_chunks(labeled: Arrays, given: Arrays, own: Arrays, sizes: Sizes) -> dict[str, Any]:
+def _in_chunks(labeled: Arrays, operands: Arrays, own: Arrays, sizes: Sizes) -> dict[str, Any]:
     """Return what labeled arrays hold; what has no chunks is read like the operand that has.
 
     That holds for arrays of files too, which xarray would otherwise read whole.
     """
     chunks: dict[Hashable, Any] = {}
     for name in ("input", "target"):
-        if name in labeled or isinstance(given[name], da.Array):
-            known = zip(own[name], given[name].chunks or (), strict=False)
+        if name in labeled or isinstance(operands[name], da.Array):
+            known = zip(own[name], operands[name].chunks or (), strict=False)
             chunks |= {d: lengths for d, lengths in known if sum(lengths) == sizes[d]}
     data = {}
     for name, array in labeled.items():

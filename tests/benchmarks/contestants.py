@@ -76,7 +76,7 @@ def in_chunks(array: Array) -> da.Array:
 
 def _this_library(case: Case, x: Array, t: Array) -> Run:
     """The function that Dask calls for each pair of chunks, and what it does with partials."""
-    term = pointwise.Term(x.dtype, case.log_target, False)
+    term = pointwise.PointwiseSpec(x.dtype, case.log_target, False)
 
     def block(x: Array, t: Array) -> partial_sum.Partial:
         state = partial_sum.zero()

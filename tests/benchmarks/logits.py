@@ -37,7 +37,7 @@ def contestants(student: Array, teacher: Array) -> dict[str, Contestant]:
     """Return who is compared, as far as it is installed."""
     chunks = [da.from_array(array, chunks=-1) for array in (student, teacher)]
     ours = kl_div_with_logits(*chunks, reduction="batchmean")
-    compute = softmax_kl.computed_in(student.dtype == np.float64, 1.0)
+    compute = softmax_kl.compute_dtype(student.dtype == np.float64, 1.0)
     found: dict[str, Contestant] = {
         OURS: lambda: (
             softmax_kl.block_divergences(student, teacher, None, compute, 1.0).sum() / len(student)

@@ -35,12 +35,12 @@ PAGES = BATCH.drop_vars("doc").assign_coords(page=("doc", [1, 2, 3, 4])).set_xin
 QUIET = {"progress": False}
 
 ERRORS = {
-    "dim is 'class' where neither input nor target is a DataArray; accepted is axis": (
+    "dim must be None where neither input nor target is a DataArray, got 'class'; use axis": (
         lambda: kl_div(X, T, dim="class"),
         lambda: kl_div_with_logits(X, T, dim="class"),
         lambda: evaluate(X, T, dim="class", **QUIET),
     ),
-    "dim is 'class' and axis is 2; accepted is one of them": (
+    "dim or axis must be given, not both, got 'class' and 2": (
         lambda: kl_div(BATCH, T, reduction="sum", dim="class", axis=2),
         lambda: kl_div_with_logits(BATCH, T, dim="class", axis=2),
     ),
@@ -54,7 +54,7 @@ ERRORS = {
     "dim is ['class']; the dimensions of the operands are 'doc', 'token', 'class'": (
         lambda: kl_div_with_logits(BATCH, T, dim=["class"]),
     ),
-    "axis is (-1, 2), which names an axis twice": (
+    "axis must name each axis once, got (-1, 2)": (
         lambda: kl_div(BATCH, T, reduction="sum", axis=(-1, 2)),
     ),
     "dim is ('doc', 'doc'), which names a dimension twice": (
@@ -71,54 +71,52 @@ ERRORS = {
     "axis 3 is out of bounds for array of dimension 3": (
         lambda: kl_div(BATCH, OTHER, reduction="sum", axis=3),
     ),
-    "target has the dimensions 'doc', 'token', and not that of the classes, 'class'": (
+    "target must have the dimension of the classes, 'class', got 'doc', 'token'": (
         lambda: kl_div_with_logits(BATCH, OTHER[0], dim="class"),
     ),
-    "target has length 3 along 'doc' where input has 4; accepted are equal lengths": (
+    "target must be as long as input along 'doc', 4, got 3": (
         lambda: kl_div(BATCH, OTHER.drop_vars("doc")[:, :3]),
     ),
-    "target has other labels along 'token' than input, or another order of them; accepted are equal"
-    " ones, as xarray.align or reindex_like gives": (
+    "target must have the labels of input along 'token', in the same order, got others; use "
+    "xarray.align or reindex_like": (
         lambda: kl_div(BATCH, OTHER.assign_coords(token=[10, 20, 31])),
         lambda: kl_div(BATCH, OTHER.isel(token=[1, 0, 2])),
     ),
-    "target has other labels along 'page' than input, or another order of them;": (
+    "target must have the labels of input along 'page', in the same order, got others;": (
         lambda: kl_div(PAGES, PAGES[::-1]),
         lambda: kl_div_summary(PAGES, PAGES[::-1]),
     ),
-    "where has other labels along 'doc' than input": (
+    "where must have the labels of input along 'doc'": (
         lambda: kl_div(BATCH, T, where=BATCH[::-1] < 0),
     ),
-    "where has the dimensions 'doc', 'token', 'class'; accepted are some of 'doc', 'token'": (
+    "where must have dimensions out of 'doc', 'token', got 'doc', 'token', 'class'": (
         lambda: kl_div_with_logits(BATCH, T, where=BATCH < 0),
     ),
-    "where is a plain array, and the dimensions of input and target are not in one order; accepted"
-    " is a DataArray": (
+    "where must be a DataArray, as the dimensions of input and target are not in one order, got a"
+    " plain array": (
         lambda: kl_div(BATCH, OTHER, where=MASK),
         lambda: kl_div_with_logits(BATCH[0], BATCH, where=MASK),
     ),
-    "target is a plain array of 3 axes; accepted is a DataArray, or at most the axes 'doc',"
-    " 'token', 'class' of lengths (1, 3, 5), and these are (4, 3, 5)": (
+    "target must be a DataArray, or a plain array with at most the axes 'doc', 'token', 'class' of"
+    " lengths (1, 3, 5), got one of shape (4, 3, 5)": (
         lambda: kl_div(BATCH[:1], T, reduction="none"),
         lambda: evaluate(BATCH[:1], T, **QUIET),
     ),
-    "target is a plain array of 4 axes; accepted is a DataArray, or at most the axes 'doc',": (
-        lambda: kl_div(BATCH, T[None]),
-    ),
-    "where is a plain array of 3 axes; accepted is a DataArray, or at most the axes 'doc',": (
+    "target must be a DataArray, or a plain array with at most the axes 'doc', 'token', 'class' of"
+    " lengths (4, 3, 5), got one of shape (1, 4, 3, 5)": (lambda: kl_div(BATCH, T[None]),),
+    "where must be a DataArray, or a plain array with at most the axes 'doc', 'token' of lengths"
+    " (4, 3), got one of shape (1, 4, 3)": (
         lambda: kl_div_with_logits(BATCH, T, where=MASK[None]),
     ),
     "input of shape (4, 3, 5) and target of shape (3, 3, 5) do not broadcast together": (
         lambda: kl_div(BATCH, T[:3]),
     ),
-    "groups is 'lang'; accepted are the coordinates of input and target, 'doc', 'token',"
-    " 'class_name', 'run', an array, or a file as pathlib.Path": (
-        lambda: evaluate(BATCH, T, groups="lang", **QUIET),
-    ),
+    "groups must be a coordinate of input or target, 'doc', 'token', 'class_name', 'run', an array,"
+    " or a file as pathlib.Path, got 'lang'": (lambda: evaluate(BATCH, T, groups="lang", **QUIET),),
     "groups is 'run', a coordinate that differs between input and target": (
         lambda: evaluate(BATCH, BATCH.assign_coords(run=8), groups="run", **QUIET),
     ),
-    "groups has the dimensions 'class'; accepted are some of 'doc', 'token'": (
+    "groups must have dimensions out of 'doc', 'token', got 'class'": (
         lambda: evaluate(BATCH, T, groups="class_name", **QUIET),
     ),
     "cluster_axis is 'class'; the positions have 'doc', 'token'": (
@@ -136,7 +134,9 @@ def test_errors(text):
 
 def test_the_classes_have_to_be_named_or_numbered():
     for call in (kl_div_with_logits, evaluate):
-        with pytest.raises(TypeError, match="axis is None; accepted is an integer"):
+        with pytest.raises(
+            TypeError, match="axis must be an integer, the axis of the classes, got None"
+        ):
             call(BATCH, OTHER, axis=None)
 
 
@@ -150,18 +150,18 @@ def test_names_that_come_twice_are_refused():
 
 def test_other_labeled_objects_are_refused():
     dataset = BATCH.to_dataset(name="logits")
-    text = "accepted is a DataArray: pick a variable, as dataset['logits'] does"
+    text = "got a Dataset; pick a variable, as dataset['logits'] does"
     for call in (kl_div, kl_div_with_logits, kl_div_summary, evaluate):
         for name, pair in (
             ("input", (dataset, T)),
             ("target", (BATCH, dataset)),
             ("target", (X, dataset)),
         ):
-            with pytest.raises(TypeError, match=re.escape(f"{name} is a Dataset; {text}")):
+            with pytest.raises(TypeError, match=re.escape(f"{name} must be a DataArray, {text}")):
                 call(*pair)
-    with pytest.raises(TypeError, match=re.escape(f"where is a Dataset; {text}")):
+    with pytest.raises(TypeError, match=re.escape(f"where must be a DataArray, {text}")):
         kl_div(X, T, where=dataset < 0)
-    with pytest.raises(TypeError, match=re.escape(f"input is a Variable; {text}")):
+    with pytest.raises(TypeError, match=re.escape(f"input must be a DataArray, {text.replace('Dataset', 'Variable')}")):
         kl_div(BATCH.variable, T)
 
 

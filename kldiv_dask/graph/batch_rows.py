@@ -19,7 +19,7 @@ def _count(counts: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
     return np.sum(counts, axis=axis, keepdims=keepdims, dtype=np.int64)
 
 
-def included_rows(pair: Pair) -> da.Array | None:
+def included_batch_rows(pair: Pair) -> da.Array | None:
     """Return how many rows of `input` have an element that is included, 0-d int64.
 
     None where the mask does not tell rows apart: then all of them have one, or there is none.
