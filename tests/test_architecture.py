@@ -42,7 +42,7 @@ LAYERS = {
     "functional": Layer(
         "xarray_support graph align partial_sum options versions kernels", "dask numpy"
     ),
-    "report": Layer("", on_use="matplotlib"),
+    "report": Layer("", on_use="jinja2 matplotlib"),
     "xarray_support": Layer("align arrays options", "dask numpy", on_use="xarray"),
     "graph": Layer(
         "align statistics partial_sum options grid storage config kernels", "dask numpy"

@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 from kldiv_dask import Evaluation, evaluate
-from kldiv_dask.report import plots, render, tables
+from kldiv_dask.report import plots, render
+from kldiv_dask.report.headline import headline
+from kldiv_dask.report.numbers import half_width, number, plus_minus
+from kldiv_dask.report.remarks import remarks
+from kldiv_dask.report.tables import tables
 from kldiv_dask.report.wording import CLUSTERED
 
 NAN = math.nan
@@ -191,7 +195,7 @@ def columns(line: str) -> int:
     ],
 )
 def test_number(value: Any, expected: str) -> None:
-    assert tables.number(value) == expected
+    assert number(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -210,30 +214,30 @@ def test_number(value: Any, expected: str) -> None:
     ],
 )
 def test_plus_minus(value: float, half: float, expected: str) -> None:
-    assert tables.plus_minus(value, half) == expected
+    assert plus_minus(value, half) == expected
 
 
 def test_headline_names_its_interval() -> None:
     one = statistics(mean=0.026821, confidence_interval_clustered=[0.021151, 0.032491])
     expected = "mean KL 0.02682 ± 0.00567 nats (95 % confidence, clustered by 16 sequences)"
-    assert tables.headline(evaluation(overall=one)) == expected
+    assert headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval_clustered": [NAN, NAN], "confidence_interval": [0.02, 0.04]}
     expected = "mean KL 0.02682 ± 0.01000 nats (95 % confidence, if positions "
     expected += "are independent, which neighbors seldom are)"
-    assert tables.headline(evaluation(overall=one)) == expected
+    assert headline(evaluation(overall=one)) == expected
     one |= {"confidence_interval": [NAN, NAN]}
-    assert tables.headline(evaluation(overall=one)) == "mean KL 0.02682 nats"
+    assert headline(evaluation(overall=one)) == "mean KL 0.02682 nats"
     one |= {"mean": math.inf, "infinite": 3}
     expected = "mean KL 0.2032 nats over 637 finite positions; 3 are infinite"
-    assert tables.headline(evaluation(overall=one)) == expected
+    assert headline(evaluation(overall=one)) == expected
     one |= {"mean_of_finite": NAN, "infinite": 640}
     expected = "mean KL ∞ nats over 640 positions, none of them finite; 640 are infinite"
-    assert tables.headline(evaluation(overall=one)) == expected
+    assert headline(evaluation(overall=one)) == expected
 
 
 def test_text_fits_a_terminal(any_report: dict[str, Any]) -> None:
     lines = render.text(any_report).split("\n")
-    assert " ".join(lines).startswith(tables.headline(any_report))
+    assert " ".join(lines).startswith(headline(any_report))
     assert max(map(columns, lines)) <= 100
     assert all(line.isprintable() and line == line.rstrip() for line in lines)
 
@@ -269,7 +273,7 @@ def test_groups_of_single_sequences_say_that_positions_are_taken_as_independent(
 
 def test_remarks_are_loud_where_figures_are_in_doubt() -> None:
     whole = evaluation()
-    assert list(tables.remarks(whole)) == [(False, "data checks: nothing found")]
+    assert list(remarks(whole)) == [(False, "data checks: nothing found")]
     whole["checks"]["nan"] = {"count": 3, "first": [[0, 24], [1, 3]]}
     whole["checks"]["input_excludes_classes"] = {"count": 1200, "first": [[5, 6]]}
     found = {"count": 1, "first": [[9, 9]], "largest_deviation": 0.0123}
@@ -307,9 +311,9 @@ def test_html_is_closed_and_loads_nothing(write: Any, any_report: dict[str, Any]
         assert all(link is not None and link.startswith("#") for link in links)
     ids = [attributes["id"] for _, attributes in html.seen if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert tables.headline(any_report) in html.text
+    assert headline(any_report) in html.text
     charts = [attributes for tag, attributes in html.seen if tag == "svg"]
-    assert len(charts) == (len(plots.heights(any_report)) if write is render.page else 0)
+    assert len(charts) == (len(plots.chart_heights(any_report)) if write is render.page else 0)
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
 
 
@@ -346,7 +350,7 @@ def test_page_is_the_same_every_time_whatever_the_style() -> None:
 )
 def test_figure_has_the_panels_that_apply(name: str, expected: list[str]) -> None:
     whole = REPORTS[name]
-    assert list(plots.heights(whole)) == expected
+    assert list(plots.chart_heights(whole)) == expected
     assert len(plots.figure(whole).axes) == len(expected)
 
 
@@ -421,11 +425,11 @@ OTHERS = "6,123 finite positions; 1 is NaN, 20 are infinite"
 
 def test_what_is_not_finite_blanks_nothing(spoilt: Evaluation, sound: Evaluation) -> None:
     """All is as if it had been left out, and said to be of the other positions."""
-    mean = tables.plus_minus(sound.mean, tables._half(vars(sound.overall), CLUSTERED))
-    headline = f"mean KL {mean} nats (95 % confidence, clustered by 96 sequences) over {OTHERS}"
-    assert tables.headline(spoilt.to_dict()) == headline
-    assert " ".join(str(spoilt).split()).startswith(headline)
-    assert f"<strong>{headline}</strong>" in spoilt._repr_html_()
+    mean = plus_minus(sound.mean, half_width(vars(sound.overall), CLUSTERED))
+    expected = f"mean KL {mean} nats (95 % confidence, clustered by 96 sequences) over {OTHERS}"
+    assert headline(spoilt.to_dict()) == expected
+    assert " ".join(str(spoilt).split()).startswith(expected)
+    assert f"<strong>{expected}</strong>" in spoilt._repr_html_()
     assert repr(spoilt) == f"<Evaluation: mean {sound.mean:.6g} nats over {OTHERS}>"
     left, right = str(spoilt), str(sound)
     for name in ("standard error, clustered", "smallest", "sum", "largest"):
@@ -448,15 +452,15 @@ def test_text_of_what_is_not_finite_fits_a_terminal(spoilt: Evaluation) -> None:
 
 
 def test_worst_positions_have_all_kinds(spoilt: Evaluation, sound: Evaluation) -> None:
-    (worst,) = (t for t in tables.tables(spoilt.to_dict(), 5, 20) if t.title == "Worst positions")
-    finite = [(str(one["index"]), tables.number(one["kl"])) for one in sound.worst[:5]]
+    (worst,) = (t for t in tables(spoilt.to_dict(), 5, 20) if t.title == "Worst positions")
+    finite = [(str(one["index"]), number(one["kl"])) for one in sound.worst[:5]]
     infinite = [(f"[{row}, 3]", "∞") for row in range(11, 16)]
     assert worst.rows == [("[5, 7]", "NaN"), *infinite, *finite]
     assert worst.note == "the first of 1 NaN, 20 infinite, then the largest finite ones"
 
 
 def test_groups_that_are_not_finite_are_shown_first(spoilt: Evaluation) -> None:
-    (groups,) = (t for t in tables.tables(spoilt.to_dict(), 5, 20) if t.title == "Groups")
+    (groups,) = (t for t in tables(spoilt.to_dict(), 5, 20) if t.title == "Groups")
     assert groups.head[2] == "not finite"
     rows = {row[0]: row[1:4] for row in groups.rows}
     assert list(rows)[:2] == ["NaN", "∞"]
@@ -504,7 +508,7 @@ def test_quantiles_that_are_infinite_are_named_below_the_chart() -> None:
 def test_pages_say_the_same(spoilt: Evaluation) -> None:
     page = render.page(spoilt.to_dict())
     text = Tags(page).text
-    assert f"<title>{tables.headline(spoilt.to_dict())}</title>" in page
+    assert f"<title>{headline(spoilt.to_dict())}</title>" in page
     assert "means are over the finite positions" in text
     assert "none finite: 1 NaN" in text
     assert "has NaN or infinite positions" in text

@@ -7,7 +7,7 @@ from kldiv_dask.evaluation.checkpoint import Progress
 from kldiv_dask.evaluation.data import Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.report.tables import missing_chunks
+from kldiv_dask.report.remarks import missing_chunks
 from kldiv_dask.statistics import doubts
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from kldiv_dask.report.wording import (
     Report,
-    basis,
     clean,
+    dimension_names,
     finite_mean,
-    names_of,
+    interval_to_show,
     not_finite,
     worst_first,
 )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_GROUPS = 40
+MAX_GROUPS = 40
 
 # The decades that the distribution shows: what is smaller than rounding errors isn't worth paper.
 _DECADES = 12
@@ -58,9 +58,9 @@ def _bins(report: Report) -> list[tuple[float, float, int]]:
     histogram = report["overall"].get("histogram") or {"edges": [], "counts": []}
     edges = histogram["edges"]
     bins = zip(edges, edges[1:], histogram["counts"], strict=False)
-    drawn = [one for one in bins if one[0] > 0 and one[1] < math.inf]
-    top = max((high for _, high, count in drawn if count), default=0.0)
-    return [one for one in drawn if one[0] >= top / 10**_DECADES and one[0] < top]
+    positive = [(low, high, count) for low, high, count in bins if low > 0 and high < math.inf]
+    top = max((high for _, high, count in positive if count), default=0.0)
+    return [bar for bar in positive if top / 10**_DECADES <= bar[0] < top]
 
 
 def distribution(report: Report, axes: "Axes") -> None:
@@ -121,27 +121,28 @@ def by_position(report: Report, axes: "Axes") -> None:
     means = [mean if math.isfinite(mean) else math.nan for mean in map(finite_mean, runs)]
     middles = [(run["start"] + run["stop"] - 1) / 2 for run in runs]
     axes.plot(middles, means, marker="o", markersize=3 if len(runs) <= 100 else 1, linewidth=1.2)
-    odd = [middle for middle, run in zip(middles, runs, strict=True) if _has_others(run)]
-    if odd:
+    marked = [middle for middle, run in zip(middles, runs, strict=True) if _some_not_finite(run)]
+    if marked:
         foot, label = axes.get_xaxis_transform(), "has NaN or infinite positions"
-        axes.plot(odd, [0.02] * len(odd), "x", color="C1", transform=foot, label=label)
-    if math.isfinite(finite_mean(report["overall"])):
-        axes.axhline(finite_mean(report["overall"]), color="C1", linewidth=1.2, label=_mean(report))
+        axes.plot(marked, [0.02] * len(marked), "x", color="C1", transform=foot, label=label)
+    mean = finite_mean(report["overall"])
+    if math.isfinite(mean):
+        axes.axhline(mean, color="C1", linewidth=1.2, label=_mean_label(report))
     _legend(axes)
-    along = clean((names_of(report) or ["position along the last axis"])[-1], 40)
+    along = clean((dimension_names(report) or ["position along the last axis"])[-1], 40)
     axes.set(xlabel=along, ylabel="mean KL in nats")
-    if all(not mean < 0 for mean in means):
+    if all(not run_mean < 0 for run_mean in means):
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.4)
 
 
-def _has_others(one: Report) -> bool:
-    return bool(not_finite(one)) or not math.isfinite(one["mean"])
+def _some_not_finite(statistics: Report) -> bool:
+    return bool(not_finite(statistics)) or not math.isfinite(statistics["mean"])
 
 
-def _mean(report: Report) -> str:
-    of = " of finite positions" if _has_others(report["overall"]) else ""
-    return f"overall mean{of}"
+def _mean_label(report: Report) -> str:
+    which = " of finite positions" if _some_not_finite(report["overall"]) else ""
+    return f"overall mean{which}"
 
 
 def _legend(axes: "Axes") -> None:
@@ -162,8 +163,8 @@ def groups(report: Report, axes: "Axes") -> None:
         first, as hollow points, and say so if no position is finite. Intervals are clustered where
         any group has such an interval.
     """
-    drawn = worst_first(report["groups"])[:MOST_GROUPS]
-    interval, means = basis(drawn), [finite_mean(group) for group in drawn]
+    drawn = worst_first(report["groups"])[:MAX_GROUPS]
+    interval, means = interval_to_show(drawn), [finite_mean(group) for group in drawn]
     for row, group in enumerate(drawn):
         low, high = group.get(interval, (math.nan, math.nan))
         if math.isfinite(low) and math.isfinite(high):
@@ -171,15 +172,16 @@ def groups(report: Report, axes: "Axes") -> None:
         if not math.isfinite(means[row]):
             left = axes.get_yaxis_transform()
             axes.text(0.01, row, f"none finite: {not_finite(group)}", transform=left, va="center")
-    for odd in (False, True):
-        rows = [row for row, group in enumerate(drawn) if _has_others(group) == odd]
+    for hollow in (False, True):
+        rows = [row for row, group in enumerate(drawn) if _some_not_finite(group) == hollow]
         points = [means[row] if math.isfinite(means[row]) else math.nan for row in rows]
         # A label with an underscore in front is not in the legend.
-        label = "has NaN or infinite positions" if odd and rows else "_"
-        face = "none" if odd else "C0"
+        label = "has NaN or infinite positions" if hollow and rows else "_"
+        face = "none" if hollow else "C0"
         axes.plot(points, rows, "o", color="C0", markersize=5, mfc=face, label=label)
-    if math.isfinite(finite_mean(report["overall"])):
-        axes.axvline(finite_mean(report["overall"]), color="C1", linewidth=1.2, label=_mean(report))
+    mean = finite_mean(report["overall"])
+    if math.isfinite(mean):
+        axes.axvline(mean, color="C1", linewidth=1.2, label=_mean_label(report))
     _legend(axes)
     labels = [clean(group["group"], 28) for group in drawn]
     # A dollar sign in a name begins no formula.
@@ -194,17 +196,17 @@ def groups(report: Report, axes: "Axes") -> None:
 _DRAW = {"distribution": distribution, "by_position": by_position, "groups": groups}
 
 
-def heights(report: Report) -> dict[str, float]:
+def chart_heights(report: Report) -> dict[str, float]:
     """Return the charts that `report` has data for, and their heights in inches."""
     runs = report["overall"].get("by_position", [])
-    have = {
+    heights = {
         "distribution": 2.9 * bool(_bins(report)),
         "by_position": 2.6 * any(math.isfinite(finite_mean(run)) for run in runs),
     }
-    rows = min(len(report["groups"]), MOST_GROUPS)
+    rows = min(len(report["groups"]), MAX_GROUPS)
     drawable = any(math.isfinite(finite_mean(group)) for group in report["groups"])
-    have["groups"] = (0.9 + 0.21 * rows) * drawable
-    return {name: height for name, height in have.items() if height}
+    heights["groups"] = (0.9 + 0.21 * rows) * drawable
+    return {name: height for name, height in heights.items() if height}
 
 
 def figure(report: Report) -> "Figure":
@@ -225,11 +227,11 @@ def figure(report: Report) -> "Figure":
     ImportError
         If Matplotlib is not installed.
     """
-    return _figure(report, heights(report))
+    return _figure(report, chart_heights(report))
 
 
 def svg(report: Report, name: str, label: str) -> str:
-    """Return one of the charts of `heights` as SVG to put into a page, the same bytes every time.
+    """Return a chart of `chart_heights` as SVG for a page, the same bytes every time.
 
     Its text has the color of the page's, its other colors are the variables ``--first``,
     ``--second`` and ``--grid``. `label` describes it to those who can't see it.
@@ -242,7 +244,7 @@ def svg(report: Report, name: str, label: str) -> str:
     with style.context(["default", _STYLE, cycle]), warnings.catch_warnings():
         # The text is drawn by the browser, with fonts of its own.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        drawing = _figure(report, {name: heights(report)[name]})
+        drawing = _figure(report, {name: chart_heights(report)[name]})
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         drawing.savefig(file, format="svg", transparent=True, metadata=metadata)
     text = file.getvalue()

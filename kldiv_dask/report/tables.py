@@ -1,38 +1,36 @@
-"""What of an evaluation is shown, in which words: tables of text, and the headline."""
+"""The tables of an evaluation, as text: which there are, and what is in them."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from kldiv_dask.report.numbers import half_width, number, plus_minus, value_where_finite
+from kldiv_dask.report.remarks import CHECKS
 from kldiv_dask.report.wording import (
     CLUSTERED,
     Report,
-    basis,
-    clean,
+    dimension_names,
     finite_mean,
-    names_of,
+    index_text,
+    interval_to_show,
     not_finite,
-    positions,
     worst_first,
 )
 
-# What a name from the data is cut to where lines break by themselves.
-LONGEST = 300
-
-_MOST_RUNS = 1000
+_MAX_RUNS = 1000
 
 Rows = Sequence[tuple[str, ...]]
-Dims = list[str]
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     """Rows of text under a title; without a `head`, rows are pairs of a name and a value."""
 
     title: str
     head: tuple[str, ...]
     rows: Rows
     note: str = ""
-    chart: str = ""  # of figures.heights
+    chart: str = ""
+    """The name of its chart in `plots.chart_heights`, if it can have one."""
 
 
 _SUMMARY = {
@@ -58,263 +56,115 @@ _LABELS = {
     "p_change_rms": "change of the label's probability, r.m.s.",
 }
 
-
 # The head of the column of how many positions are not finite.
-_NOT_FINITE = ("not finite",)
-
-# What each check counts, after "is" or "are", and whether it casts doubt on the figures.
-_CHECKS = {
-    "nan": ("NaN", True),
-    "infinite": ("infinite", True),
-    "input_not_normalized": ("not normalized in the input", True),
-    "target_not_normalized": ("not normalized in the target", True),
-    "input_excludes_classes": ("without some class in the input (probability 0)", False),
-    "target_excludes_classes": ("without some class in the target (probability 0)", False),
-    "input_constant": ("constant in the input", True),
-    "target_constant": ("constant in the target", True),
-    "input_resembles_probs": ("like probabilities in the input", True),
-    "target_resembles_probs": ("like probabilities in the target", True),
-    "input_resembles_log_probs": ("like log-probabilities in the input", True),
-    "target_resembles_log_probs": ("like log-probabilities in the target", True),
-    "input_out_of_range": ("out of range in the input", True),
-    "target_out_of_range": ("out of range in the target", True),
-    "input_label_at_floor": (
-        "with the label at the floor of the input, whose probability is not known",
-        True,
-    ),
-    "target_label_at_floor": (
-        "with the label at the floor of the target, whose probability is not known",
-        True,
-    ),
-}
-
-# What `doubts` says in sentences.
-_DOUBTED = ("constant", "resembles_probs", "resembles_log_probs", "out_of_range")
+_NOT_FINITE = "not finite"
 
 
-def number(value: Any) -> str:
-    """Write a number with four significant digits, whole ones in full.
-
-    Examples
-    --------
-    >>> [number(value) for value in (640, 0.5, 12345.6, 1.5e-7, float("inf"), None)]
-    ['640', '0.5000', '12,346', '1.500e-07', '∞', '-']
-    """
-    if value is None:
-        return "-"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if not isinstance(value, float):
-        return str(value)
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    size = abs(float(f"{value:.4g}"))
-    if size == 0:
-        return "0"
-    if 1e-4 <= size < 1e7:
-        return f"{value:,.0f}" if size >= 1e3 else f"{value:#.4g}"
-    return f"{value:.3e}"
-
-
-def plus_minus(value: float, half: float) -> str:
-    """Write a number and its uncertainty with the same decimals.
-
-    Examples
-    --------
-    >>> plus_minus(0.026821, 0.0056712), plus_minus(1.5e-7, 2.5e-9)
-    ('0.02682 ± 0.00567', '(1.500 ± 0.025)e-07')
-    """
-    if not (math.isfinite(value) and math.isfinite(half) and half > 0):
-        return number(value)
-    power = math.floor(math.log10(max(abs(value), half)))
-    digits = min(max(3, 1 + power - math.floor(math.log10(half))), 9)
-    if -4 <= power < 4:
-        return f"{value:.{max(digits - power, 0)}f} ± {half:.{max(digits - power, 0)}f}"
-    return f"({value / 10.0**power:.{digits}f} ± {half / 10.0**power:.{digits}f})e{power:+03d}"
-
-
-def headline(report: Report) -> str:
-    """Say the mean and how sure it is, and of which positions it is if not of all."""
-    overall = report["overall"]
-    interval = basis([overall])
-    mean, half = finite_mean(overall), _half(overall, interval)
-    line = f"mean KL {plus_minus(mean, half)} {report['unit']}"
-    if math.isfinite(mean) and math.isfinite(half):
-        line += f" (95 % confidence, {_how(report, interval)})"
-    return f"{line} over {positions(overall)}" if not_finite(overall) else line
-
-
-def _how(report: Report, interval: str) -> str:
-    """Say what an interval takes as independent."""
-    clustering = report.get("clustering") or {"of": "sequences", "each": 1}
-    of, each, clusters = clustering["of"], clustering["each"], report["overall"].get("clusters", 0)
-    if interval != CLUSTERED or (of == "positions" and each == 1):
-        return "if positions are independent, which neighbors seldom are"
-    if each == 1:
-        return f"clustered by {clusters:,} {of}"
-    length = "" if each is None else f"{each:,} "
-    return f"clustered by {clusters:,} runs of {length}neighboring {of}"
-
-
-def missing_chunks(one: Report) -> str:
-    """Say how much of a stored array is not there."""
-    region = _index((f"{start}:{stop}" for start, stop in one["first"]), [])
-    count = one["chunks"]
-    chunks = f"{count:,} stored chunks are" if count != 1 else "1 stored chunk is"
-    made = (
-        ""
-        if one.get("whole", True)
-        else "; it is not known how much of that counts in what is made of it"
-    )
-    return (
-        f"{one['operand']}: {chunks} not there: never written, or all equal to the fill value "
-        f"{number(one['fill'])}, first at {region} of {clean(one['array'], LONGEST)}{made}"
-    )
-
-
-def remarks(report: Report) -> Iterator[tuple[bool, str]]:
-    """Yield what the reader must know of the data and of what was skipped, and if it is serious."""
-    found = [(name, check) for name, check in report["checks"].items() if check["count"]]
-    dims = names_of(report)
-    missing = report.get("missing", ())
-    doubts = [missing_chunks(one) for one in missing if one["operand"] != "where"]
-    doubts += report.get("doubts", ())
-    for sentence in doubts:
-        yield True, sentence
-    # Masks that are False in whole chunks are nothing unusual.
-    for one in missing:
-        if one["operand"] == "where":
-            yield False, missing_chunks(one)
-    for name, check in found:
-        if name.endswith(_DOUBTED):
-            continue
-        what, loud = _CHECKS[name]
-        one = check["count"] == 1
-        line = f"{check['count']:,} {'position is' if one else 'positions are'} {what}"
-        if check.get("largest_deviation") is not None:
-            line += f" (by up to {number(check['largest_deviation'])})"
-        place = _index(check["first"][0], dims) if check["first"] else ""
-        yield loud, f"{line}, first at {place}" if place else line
-    skipped = report["skipped"]
-    if report["checks"] and not found and not skipped and not doubts:
-        yield False, "data checks: nothing found"
-    for name, what in (("repeated", "repeated"), ("taken_over", "from the checkpoint")):
-        if name in report["provenance"]:
-            yield False, f"{what}: {report['provenance'][name]}"
-    clustering = report.get("clustering")
-    if clustering and clustering["of"] == "positions" and (clustering["each"] or 2) > 1:
-        yield (
-            False,
-            "the positions have one axis, so the interval is too narrow if texts are longer than "
-            "a run: give positions the axes (text, token)",
-        )
-    for one in skipped[:10]:
-        region = _index((f"{start}:{stop}" for start, stop in one["region"]), dims)
-        count = f"{one['positions']:,} positions"
-        yield True, f"skipped {region}, {count}: {clean(one['error'], LONGEST)}"
-    if skipped[10:]:
-        count = sum(one["positions"] for one in skipped[10:])
-        yield True, f"skipped {len(skipped) - 10:,} more regions, {count:,} positions"
-
-
-def tables(report: Report, worst: int, groups: int, everything: bool = False) -> Iterator[Table]:
-    """Yield the tables of a report that have rows; pages have `everything`."""
-    overall, dims = report["overall"], names_of(report)
-    found = [
-        Table("Summary", (), _summary(report)),
-        _quantiles(overall),
-        _by_position(overall.get("by_position", []) if everything else [], dims),
-        _groups(report["groups"], groups),
-        _worst(report, worst),
-        _checks(report["checks"] if everything else {}, dims),
+def tables(
+    report: Report, max_worst: int, max_groups: int, for_page: bool = False
+) -> Iterator[ReportTable]:
+    """Yield the tables of a report that have rows; a page has some that a terminal has not."""
+    overall, dimensions = report["overall"], dimension_names(report)
+    possible = [
+        ReportTable("Summary", (), _summary(report)),
+        _distribution(overall),
+        _by_position(overall.get("by_position", []) if for_page else [], dimensions),
+        _groups(report["groups"], max_groups),
+        _worst(report, max_worst),
+        _checks(report["checks"] if for_page else {}, dimensions),
         _labels(overall.get("labels")),
-        Table(
-            "Provenance",
-            (),
-            [(k.replace("_", " "), _listed(v)) for k, v in report["provenance"].items()],
-        ),
+        _provenance(report["provenance"]),
     ]
-    return (table for table in found if table.rows)
+    return (table for table in possible if table.rows)
 
 
 def _summary(report: Report) -> Rows:
-    overall, shape = report["overall"], " by ".join(f"{size:,}" for size in report["shape"])
-    names = names_of(report)
-    of = f" of {shape}" if len(report["shape"]) > 1 else ""
-    of += f" ({', '.join(names)})" if names else ""
-    rows = [("positions", f"{overall['count']:,}{of}")]
-    others = not_finite(overall)
-    rows += [("positions that are not finite", others)] if others else []
+    overall, shape = report["overall"], report["shape"]
+    dimensions, not_finite_counts = dimension_names(report), not_finite(overall)
+    positions = f"{overall['count']:,}"
+    if len(shape) > 1:
+        positions += f" of {' by '.join(f'{size:,}' for size in shape)}"
+    if dimensions:
+        positions += f" ({', '.join(dimensions)})"
+    rows = [("positions", positions)]
+    if not_finite_counts:
+        rows.append(("positions that are not finite", not_finite_counts))
     rows += [
-        (name, _shown(overall, key) + _CAUTIONS.get(key, ""))
-        for key, name in _SUMMARY.items()
-        if overall.get(key) is not None
+        (label, value_where_finite(overall, name) + _CAUTIONS.get(name, ""))
+        for name, label in _SUMMARY.items()
+        if overall.get(name) is not None
     ]
     agreement, error = overall.get("top1_agreement"), overall.get("top1_agreement_standard_error")
     if agreement is not None:
-        shown = plus_minus(agreement, math.nan if error is None else error)
-        rows.append(("top-1 agreement, ± standard error", shown))
+        value = plus_minus(agreement, math.nan if error is None else error)
+        rows.append(("top-1 agreement, ± standard error", value))
     return rows
 
 
-def _shown(statistics: Report, name: str, half: float = math.nan) -> str:
-    """Write a number, of the finite positions if others make it NaN or infinite."""
-    finite = (statistics.get("finite") or {}).get(name)
-    if not finite or not not_finite(finite):
-        return plus_minus(statistics[name], half)
-    if not finite["count"]:
-        return f"{number(statistics[name])} (none is finite)"
-    others = " or ".join(["NaN"] * bool(finite["nan"]) + ["∞"] * bool(finite["infinite"]))
-    return f"{plus_minus(finite['value'], half)} over {finite['count']:,} finite (others {others})"
+def _distribution(overall: Report) -> ReportTable:
+    rows = [(_percent(share), number(value)) for share, value in overall.get("quantiles", ())]
+    notes = []
+    if overall.get("nan"):
+        notes.append(f"over the {overall['count'] - overall['nan']:,} positions that are not NaN")
+    if overall.get("infinite"):
+        notes.append("infinite ones are the largest")
+    return ReportTable("Distribution", ("quantile", "KL"), rows, "; ".join(notes), "distribution")
 
 
-def _quantiles(overall: Report) -> Table:
-    rows = [(f"{p * 100:.6g} %", number(value)) for p, value in overall.get("quantiles", ())]
-    nan, infinite = overall.get("nan", 0), overall.get("infinite", 0)
-    notes = [f"over the {overall['count'] - nan:,} positions that are not NaN"] * bool(nan)
-    notes += ["infinite ones are the largest"] * bool(infinite)
-    return Table("Distribution", ("quantile", "KL"), rows, "; ".join(notes), "distribution")
-
-
-def _by_position(runs: list[Report], dims: Dims) -> Table:
-    others = any(map(not_finite, runs))
+def _by_position(runs: list[Report], dimensions: Sequence[str]) -> ReportTable:
+    some_not_finite = any(map(not_finite, runs))
     rows = [
         (
             f"{run['start']}:{run['stop']}",
             number(run["count"]),
-            *([not_finite(run) or "0"] if others else []),
+            *([not_finite(run) or "0"] if some_not_finite else []),
             number(finite_mean(run)),
         )
-        for run in runs[:_MOST_RUNS]
+        for run in runs[:_MAX_RUNS]
     ]
-    along = f"along {dims[-1]}" if dims else "along the last axis"
-    note = "means are over the finite positions" if others else ""
-    note += _more(len(runs) - _MOST_RUNS, ", " if note else "")
-    head = (along, "positions", *_NOT_FINITE[:others], "mean KL")
-    return Table("KL by position", head, rows, note, "by_position")
+    notes = ["means are over the finite positions"] if some_not_finite else []
+    notes += _and_more(len(runs) - _MAX_RUNS)
+    head = (
+        f"along {dimensions[-1] if dimensions else 'the last axis'}",
+        "positions",
+        *([_NOT_FINITE] if some_not_finite else []),
+        "mean KL",
+    )
+    return ReportTable("KL by position", head, rows, ", ".join(notes), "by_position")
 
 
-def _groups(groups: list[Report], most: int) -> Table:
-    shown, interval = worst_first(groups)[:most], basis(groups)
-    others = any(map(not_finite, groups))
+def _groups(groups: list[Report], max_groups: int) -> ReportTable:
+    interval, some_not_finite = interval_to_show(groups), any(map(not_finite, groups))
     rows = [
         (
             str(group["group"]),
             number(group["count"]),
-            *([not_finite(group) or "0"] if others else []),
-            plus_minus(finite_mean(group), _half(group, interval)),
+            *([not_finite(group) or "0"] if some_not_finite else []),
+            plus_minus(finite_mean(group), half_width(group, interval)),
             number(_largest(group)),
             number(group.get("top1_agreement")),
         )
-        for group in shown
+        for group in worst_first(groups)[:max_groups]
     ]
-    how = "clustered" if interval == CLUSTERED else "if positions are independent"
-    first = "those with NaN, then infinite positions first, then the worst" if others else ""
-    note = f"± half a 95 % interval, {how}; {first or 'the worst first'}"
-    note += _more(len(groups) - most, ", ")
-    note += "; means and the largest are over the finite positions" if others else ""
-    head = ("group", "positions", *_NOT_FINITE[:others], "mean KL", "largest", "top-1 agreement")
-    return Table("Groups", head, rows, note, "groups")
+    assumption = "clustered" if interval == CLUSTERED else "if positions are independent"
+    order = (
+        "those with NaN, then infinite positions first, then the worst"
+        if some_not_finite
+        else "the worst first"
+    )
+    note = ", ".join(
+        [f"± half a 95 % interval, {assumption}; {order}", *_and_more(len(groups) - max_groups)]
+    )
+    note += "; means and the largest are over the finite positions" if some_not_finite else ""
+    head = (
+        "group",
+        "positions",
+        *([_NOT_FINITE] if some_not_finite else []),
+        "mean KL",
+        "largest",
+        "top-1 agreement",
+    )
+    return ReportTable("Groups", head, rows, note, "groups")
 
 
 def _largest(group: Report) -> Any:
@@ -323,63 +173,69 @@ def _largest(group: Report) -> Any:
     return largest["value"] if largest["count"] else group.get("max")
 
 
-def _worst(report: Report, most: int) -> Table:
+def _worst(report: Report, max_worst: int) -> ReportTable:
     """List positions that are NaN, infinite ones, and the worst of the finite ones."""
-    overall, dims = report["overall"], names_of(report)
-    check = report["checks"].get("nan") or {"first": []}
-    infinite = [one for one in overall.get("worst", ()) if math.isinf(one["kl"])]
-    finite = overall.get("worst_finite", overall.get("worst", ()))
-    found = [{"index": index, "kl": math.nan} for index in check["first"][:most]]
-    rows = [
-        (_index(one["index"], dims), number(one["kl"]))
-        for one in (*found, *infinite[:most], *finite[:most])
+    overall, dimensions = report["overall"], dimension_names(report)
+    worst = overall.get("worst", ())
+    nan = (report["checks"].get("nan") or {"first": []})["first"]
+    infinite = [position for position in worst if math.isinf(position["kl"])]
+    finite = overall.get("worst_finite", worst)
+    rows = [(index_text(index, dimensions), "NaN") for index in nan[:max_worst]]
+    rows += [
+        (index_text(position["index"], dimensions), number(position["kl"]))
+        for position in (*infinite[:max_worst], *finite[:max_worst])
     ]
-    others = not_finite(overall)
-    note = f"the first of {others}, then the largest finite ones" if others else ""
-    return Table("Worst positions", ("position", "KL"), rows, note)
+    counts = not_finite(overall)
+    note = f"the first of {counts}, then the largest finite ones" if counts else ""
+    return ReportTable("Worst positions", ("position", "KL"), rows, note)
 
 
-def _checks(checks: Report, dims: Dims) -> Table:
+def _checks(checks: Report, dimensions: Sequence[str]) -> ReportTable:
     rows = [
         (
-            _CHECKS[name][0],
-            number(check["count"]),
-            ", ".join(_index(index, dims) for index in check["first"][:3]) or "-",
-            number(check.get("largest_deviation")),
+            CHECKS[name].finding,
+            number(result["count"]),
+            ", ".join(index_text(index, dimensions) for index in result["first"][:3]) or "-",
+            number(result.get("largest_deviation")),
         )
-        for name, check in checks.items()
+        for name, result in checks.items()
     ]
-    return Table("Data checks", ("check", "found", "first at", "largest deviation"), rows)
+    return ReportTable("Data checks", ("check", "found", "first at", "largest deviation"), rows)
 
 
-def _labels(labels: Report | None) -> Table:
+def _labels(labels: Report | None) -> ReportTable:
     if not labels:
-        return Table("Labels", (), [])
+        return ReportTable("Labels", (), [])
     finite = labels.get("finite") or {}
     ratio = (finite.get("perplexity_ratio") or {"value": labels["perplexity_ratio"]})["value"]
-    halves = {"perplexity_ratio": ratio * labels["log_perplexity_ratio_standard_error"]}
-    rows = [(name, _shown(labels, key, halves.get(key, math.nan))) for key, name in _LABELS.items()]
-    changes = labels.get("p_change_quantiles", ())
-    name = "change of the label's probability, quantile"
-    rows += [(f"{name} {p * 100:.6g} %", number(value)) for p, value in changes]
+    errors = {"perplexity_ratio": ratio * labels["log_perplexity_ratio_standard_error"]}
+    rows = [
+        (label, value_where_finite(labels, name, errors.get(name, math.nan)))
+        for name, label in _LABELS.items()
+    ]
+    rows += [
+        (f"change of the label's probability, quantile {_percent(share)}", number(value))
+        for share, value in labels.get("p_change_quantiles", ())
+    ]
     nan = (finite.get("p_change_mean") or {"nan": 0})["nan"]
     note = f"quantiles are over the {labels['count'] - nan:,} positions that are not NaN"
-    return Table("Labels", (), rows, note if nan else "")
+    return ReportTable("Labels", (), rows, note if nan else "")
 
 
-def _half(statistics: Report, interval: str) -> float:
-    low, high = statistics.get(interval) or (math.nan, math.nan)
-    return float(high - low) / 2
+def _provenance(provenance: Report) -> ReportTable:
+    rows = [
+        (
+            name.replace("_", " "),
+            ", ".join(map(str, value)) if isinstance(value, list) else number(value),
+        )
+        for name, value in provenance.items()
+    ]
+    return ReportTable("Provenance", (), rows)
 
 
-def _index(index: Iterable[Any], dims: Dims) -> str:
-    parts = [f"{dim}={place}" for dim, place in zip(dims, index, strict=True)] if dims else index
-    return f"[{', '.join(map(str, parts))}]"
+def _percent(share: float) -> str:
+    return f"{share * 100:.6g} %"
 
 
-def _listed(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else number(value)
-
-
-def _more(count: int, before: str = "") -> str:
-    return f"{before}and {count:,} more" if count > 0 else ""
+def _and_more(count: int) -> list[str]:
+    return [f"and {count:,} more"] if count > 0 else []

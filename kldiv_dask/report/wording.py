@@ -2,22 +2,25 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Report = Mapping[str, Any]
 
 CLUSTERED, INDEPENDENT = "confidence_interval_clustered", "confidence_interval"
 
+# The width that a text from the data is cut to where lines break by themselves.
+MAX_WIDTH = 300
 
-def columns(line: str) -> int:
+
+def display_width(line: str) -> int:
     """Count the columns of a terminal that a line takes; Chinese characters take two."""
     return sum(
         2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in line
     )
 
 
-def clean(text: object, width: int) -> str:
+def clean(text: object, width: int = MAX_WIDTH) -> str:
     r"""Return `text` on one line, without control characters, its middle cut to fit a `width`.
 
     Examples
@@ -28,20 +31,22 @@ def clean(text: object, width: int) -> str:
     'a/long…e.zarr'
     """
     line = "".join(c if c.isprintable() else "�" for c in " ".join(str(text).split()))
-    short, kept = line, min(len(line), width)
-    while columns(short) > width:
-        kept -= 1
-        short = line[: kept - kept // 2] + "…" + line[len(line) - kept // 2 :]
-    return short
+    fitting, characters_left = line, min(len(line), width)
+    while display_width(fitting) > width:
+        characters_left -= 1
+        at_the_end = characters_left // 2
+        fitting = line[: characters_left - at_the_end] + "…" + line[len(line) - at_the_end :]
+    return fitting
 
 
-def finite_mean(one: Report) -> float:
+def finite_mean(statistics: Report) -> float:
     """Return the mean over finite positions; of none, what the mean of all is."""
-    mean, finite = float(one["mean"]), float(one.get("mean_of_finite", math.nan))
-    return mean if math.isfinite(mean) or math.isnan(finite) else finite
+    mean = float(statistics["mean"])
+    mean_of_finite = float(statistics.get("mean_of_finite", math.nan))
+    return mean if math.isfinite(mean) or math.isnan(mean_of_finite) else mean_of_finite
 
 
-def not_finite(one: Report) -> str:
+def not_finite(statistics: Report) -> str:
     """Say how many positions are NaN and infinite; nothing if none is.
 
     Examples
@@ -49,11 +54,10 @@ def not_finite(one: Report) -> str:
     >>> not_finite({"nan": 1, "infinite": 20})
     '1 NaN, 20 infinite'
     """
-    counts = (one.get("nan", 0), "NaN"), (one.get("infinite", 0), "infinite")
-    return ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    return ", ".join(f"{count:,} {name}" for count, name in _counts_not_finite(statistics))
 
 
-def positions(one: Report) -> str:
+def positions(statistics: Report) -> str:
     """Say how many positions there are, finite and other.
 
     Examples
@@ -65,18 +69,26 @@ def positions(one: Report) -> str:
     >>> positions({"count": 1})
     '1 position'
     """
-    nan, infinite = one.get("nan", 0), one.get("infinite", 0)
-    finite = one["count"] - nan - infinite
-    if not nan and not infinite:
-        return _counted(finite, "position")
-    others = ((nan, "NaN"), (infinite, "infinite"))
-    found = [f"{n:,} {'is' if n == 1 else 'are'} {what}" for n, what in others if n]
-    none = f"{_counted(one['count'], 'position')}, none of them finite"
-    return f"{_counted(finite, 'finite position') if finite else none}; {', '.join(found)}"
+    count, others = statistics["count"], _counts_not_finite(statistics)
+    if not others:
+        return _counted(count, "position")
+    finite = count - sum(other for other, _ in others)
+    counted = (
+        _counted(finite, "finite position")
+        if finite
+        else f"{_counted(count, 'position')}, none of them finite"
+    )
+    clauses = [f"{other:,} {'is' if other == 1 else 'are'} {name}" for other, name in others]
+    return f"{counted}; {', '.join(clauses)}"
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+def _counts_not_finite(statistics: Report) -> list[tuple[int, str]]:
+    counts = (statistics.get("nan", 0), "NaN"), (statistics.get("infinite", 0), "infinite")
+    return [(count, name) for count, name in counts if count]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def worst_first(groups: Iterable[Report]) -> list[Report]:
@@ -89,14 +101,32 @@ def worst_first(groups: Iterable[Report]) -> list[Report]:
     return sorted(groups, key=lambda group: (not math.isnan(group["mean"]), *rank(group)))
 
 
-def basis(statistics: Iterable[Report]) -> str:
+def interval_to_show(all_statistics: Iterable[Report]) -> str:
     """Name the interval to show: the clustered one, unless none of the statistics has it."""
-    known = any(math.isfinite(edge) for one in statistics for edge in one.get(CLUSTERED, ()))
-    return CLUSTERED if known else INDEPENDENT
+    edges = (edge for statistics in all_statistics for edge in statistics.get(CLUSTERED, ()))
+    return CLUSTERED if any(map(math.isfinite, edges)) else INDEPENDENT
 
 
-def names_of(report: Report) -> list[str]:
+def dimension_names(report: Report) -> list[str]:
     """Return the names of the axes of the positions, if they have any."""
     names = report["provenance"].get("dims")
     # Evaluations that were merged may differ in them.
-    return names if isinstance(names, list) else []
+    return [clean(name) for name in names] if isinstance(names, list) else []
+
+
+def index_text(places: Iterable[Any], dimensions: Sequence[str]) -> str:
+    """Write the index of a position, or of a region, with the names of dimensions that have any.
+
+    Examples
+    --------
+    >>> index_text([3, 17], []), index_text(["0:8", "0:40"], ["text", "token"])
+    ('[3, 17]', '[text=0:8, token=0:40]')
+    """
+    if dimensions:
+        places = (f"{name}={place}" for name, place in zip(dimensions, places, strict=True))
+    return f"[{', '.join(map(str, places))}]"
+
+
+def region_text(region: Iterable[tuple[int, int]], dimensions: Sequence[str] = ()) -> str:
+    """Write where a region starts and stops along each axis."""
+    return index_text((f"{start}:{stop}" for start, stop in region), dimensions)
