@@ -72,14 +72,11 @@ def fragment(report: Report) -> str:
     str
         One ``<div>``, without scripts, colors or anything to load.
     """
-    return (
-        _templates()
-        .get_template("fragment.html.j2")
-        .render(
-            headline=headline(report),
-            remarks=remarks(report),
-            tables=tables(report, max_worst=5, max_groups=20),
-        )
+    template = _templates().get_template("fragment.html.j2")
+    return template.render(
+        headline=headline(report),
+        remarks=remarks(report),
+        tables=tables(report, max_worst=5, max_groups=20),
     )
 
 
@@ -103,28 +100,24 @@ def page(report: Report) -> str:
         If Matplotlib is not installed.
     """
     plots.require_matplotlib()
-    max_groups = plots.MAX_GROUPS
-    shown = list(tables(report, max_worst=20, max_groups=max_groups, for_page=True))
-    return (
-        _templates()
-        .get_template("page.html.j2")
-        .render(
-            headline=headline(report),
-            remarks=remarks(report),
-            tables=shown,
-            charts=_charts(report, shown),
-        )
+    page_tables = list(tables(report, 20, plots.MAX_GROUPS, for_page=True))
+    template = _templates().get_template("page.html.j2")
+    return template.render(
+        headline=headline(report),
+        remarks=remarks(report),
+        tables=page_tables,
+        charts=_charts(report, page_tables),
     )
 
 
-def _charts(report: Report, shown: list[ReportTable]) -> dict[str, str]:
-    """Draw the chart of each table that has one, as SVG."""
+def _charts(report: Report, page_tables: list[ReportTable]) -> dict[str, str]:
+    """Draw the charts that tables have, as SVG, by their names."""
     drawable = plots.chart_heights(report)
     return {
         table.chart: plots.svg(
             report, table.chart, f"Chart of {table.title.lower()}: {headline(report)}"
         )
-        for table in shown
+        for table in page_tables
         if table.chart in drawable
     }
 
