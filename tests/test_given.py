@@ -220,7 +220,7 @@ def test_temperatures_beyond_float64(digits):
     ):
         with pytest.raises(ValueError, match=message):
             function()
-    with pytest.raises(ValueError, match="temperature must be .*, got nan"):
+    with pytest.raises(ValueError, match=r"temperature must be .*, got nan"):
         kl_div_with_logits(X, T, temperature=float("nan"))
 
 

@@ -161,7 +161,10 @@ def test_other_labeled_objects_are_refused():
                 call(*pair)
     with pytest.raises(TypeError, match=re.escape(f"where must be a DataArray, {text}")):
         kl_div(X, T, where=dataset < 0)
-    with pytest.raises(TypeError, match=re.escape(f"input must be a DataArray, {text.replace('Dataset', 'Variable')}")):
+    with pytest.raises(
+        TypeError,
+        match=re.escape(f"input must be a DataArray, {text.replace('Dataset', 'Variable')}"),
+    ):
         kl_div(BATCH.variable, T)
 
 
