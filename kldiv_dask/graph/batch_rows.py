@@ -1,4 +1,4 @@
-"""How many batch rows a mask leaves something of: a small reduction of the mask alone."""
+"""The number of batch rows in which a mask includes an element: a reduction of the mask alone."""
 
 from typing import Any
 

@@ -1,8 +1,9 @@
 """What one pair of chunks becomes: its terms, its partials, or its sums."""
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import dask.array as da
@@ -92,13 +93,13 @@ def _block(
 ) -> partial_sum.Partial:
     """Reduce a pair of chunks to one partial."""
     result = partial_sum.zero((1,) * len(shape))
-    state = result.reshape(partial_sum.SIZE)
-    pointwise.add_block(state, input, target, term, where)
+    accumulator = result.reshape(partial_sum.SIZE)
+    pointwise.add_block(accumulator, input, target, term, where)
     numel = math.prod(shape)
     if where is not None and numel:
         numel = int(np.count_nonzero(where)) * (numel // where.size)
-    state[partial_sum.NUMEL] = numel
-    state[partial_sum.ROWS] = input.shape[0] if input.ndim else 1
+    accumulator[partial_sum.NUMEL] = numel
+    accumulator[partial_sum.ROWS] = input.shape[0] if input.ndim else 1
     return result
 
 
@@ -194,16 +195,40 @@ def blockwise(
     **keywords: Any,
 ) -> da.Array:
     """Apply a function of `pair_stage` to each pair of chunks, and to the chunk of `where`."""
-    new_axes = new_axes or {}
     axes = tuple(range(pair.ndim))
     operands = [array for array in (pair.input, pair.target, pair.where) if array is not None]
-    indexed = [part for array in operands for part in (array, axes[len(axes) - array.ndim :])]
+    return blockwise_arrays(
+        function,
+        axes,
+        [(array, axes[len(axes) - array.ndim :]) for array in operands],
+        adjust_chunks,
+        dtype,
+        new_axes,
+        matching=pair.matching,
+        masked=pair.masked,
+        **keywords,
+    )
+
+
+def blockwise_arrays(
+    function: Callable[..., Any],
+    axes: Shape,
+    arrays: Iterable[tuple[da.Array, Shape]],
+    adjust_chunks: dict[int, Any],
+    dtype: np.dtype[Any],
+    new_axes: dict[int, int] | None = None,
+    /,  # these names are free for the keywords of the function
+    **keywords: Any,
+) -> da.Array:
+    """Apply a function to the chunks of arrays that are at one place of a grid with some axes.
+
+    Each array comes with its axes in the grid. All are chunked alike along them.
+    """
+    new_axes = new_axes or {}
     return da.blockwise(
         function,
         (*axes, *new_axes),
-        *indexed,
-        matching=pair.matching,
-        masked=pair.masked,
+        *itertools.chain.from_iterable(arrays),
         new_axes=new_axes,
         adjust_chunks=adjust_chunks,
         align_arrays=False,

@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.align import Box, Pair, cut
+from kldiv_dask.graph.blocks import blockwise_arrays
 from kldiv_dask.graph.stages import stage
-from kldiv_dask.graph.tree import fan_in, identity
+from kldiv_dask.graph.tree import reduce_blocks
 from kldiv_dask.statistics import state
 from kldiv_dask.statistics.chunks import EvaluationSpec, evaluate_chunks
 from kldiv_dask.storage import check_maps
 
-# States of many groups take megabytes.
-FAN_IN = 8
+# The size of a state of many groups, in bytes.
+STATE_BYTES = 8 * 2**20
 
 
 @stage("block")
@@ -79,38 +80,20 @@ def states(
     ]
     present = {name: array for name, array in position_args.items() if array is not None}
     axes = tuple(range(pair.ndim))
-    indexed: list[Any] = []
-    for array in (pair.input, pair.target):
-        indexed += [array, axes[len(axes) - array.ndim :]]
-    for axis, start in enumerate(starts):
-        indexed += [start, (axis,)]
-    for array in present.values():
-        indexed += [array, axes[ndim - array.ndim : ndim]]
-    return da.blockwise(
+    arrays = [(array, axes[len(axes) - array.ndim :]) for array in (pair.input, pair.target)]
+    arrays += [(start, (axis,)) for axis, start in enumerate(starts)]
+    arrays += [(array, axes[ndim - array.ndim : ndim]) for array in present.values()]
+    return blockwise_arrays(
         _evaluate,
         axes,
-        *indexed,
+        arrays,
+        dict.fromkeys(axes, 1),
+        np.dtype(object),
         names=tuple(present),
         plan=plan,
-        adjust_chunks=dict.fromkeys(axes, 1),
-        align_arrays=False,
-        dtype=object,
-        meta=np.empty((0,) * len(axes), object),
     )
 
 
 def reduce_states(states: da.Array) -> da.Array:
     """Merge the states of a grid of chunks."""
-    if states.size == 1:
-        return states
-    axes = tuple(range(states.ndim))
-    return da.reduction(
-        states,
-        identity,
-        _merge,
-        axis=axes,
-        keepdims=True,
-        dtype=object,
-        split_every=fan_in(None, states.numblocks, FAN_IN),
-        meta=np.empty((0,) * states.ndim, object),
-    )
+    return reduce_blocks(states, _merge, tuple(range(states.ndim)), None, STATE_BYTES)

@@ -1,7 +1,7 @@
 """Divergences at positions from logits, whose last axis is that of the classes, and their sums.
 
-The axis of the classes stays to the end, with length one: Dask fuses reading a chunk with what is
-done to it only where all axes go on.
+The axis of the classes stays to the end, with length one: Dask fuses reading a chunk with the tasks
+after it only where no axis is dropped.
 """
 
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ import numpy as np
 
 from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair, single_array_pair
-from kldiv_dask.graph.blocks import Shape, blockwise, pair_stage
+from kldiv_dask.graph.blocks import Shape, blockwise, blockwise_arrays, pair_stage
 from kldiv_dask.graph.finalize import squeeze
 from kldiv_dask.graph.stages import stage
-from kldiv_dask.graph.tree import SplitEvery, fan_in, identity
+from kldiv_dask.graph.tree import SplitEvery, reduce_blocks
 from kldiv_dask.kernels import softmax_kl
 from kldiv_dask.kernels.exact_values import add_values
 from kldiv_dask.kernels.softmax_kl import Chunk, Mask, Result, compute_dtype
@@ -80,7 +80,10 @@ def _rounded(divergences: Result, to: np.dtype[Any]) -> Any:
 
 
 class _Merge:
-    """Merge states along the axis of the classes; a class, since the temperature has to be said."""
+    """Merge states along the axis of the classes.
+
+    A callable object, as `da.reduction` passes no arguments on, and merging takes the temperature.
+    """
 
     __name__ = "kl-div-merge"
 
@@ -95,7 +98,9 @@ class _Merge:
 
 
 @stage("block")
-def _conclude(states: list[Result], where: Mask | None = None, *, to: np.dtype[Any]) -> Any:
+def _divergences_of_states(
+    states: list[Result], where: Mask | None = None, *, to: np.dtype[Any]
+) -> Any:
     """Return the divergences of merged states, which come in a list of one."""
     (merged,) = states
     return _rounded(softmax_kl.divergences_of(merged, where), to)
@@ -105,11 +110,11 @@ def _conclude(states: list[Result], where: Mask | None = None, *, to: np.dtype[A
 def _sum(divergences: Result, _: Result, where: Mask | None, shape: Shape) -> partial_sum.Partial:
     """Reduce a chunk of divergences to one partial."""
     result = partial_sum.zero((1,) * len(shape))
-    state = result.reshape(partial_sum.SIZE)
+    accumulator = result.reshape(partial_sum.SIZE)
     values = divergences if where is None else divergences[np.broadcast_to(where, shape)]
-    add_values(state, values.reshape(-1))
-    state[partial_sum.NUMEL] = values.size
-    state[partial_sum.ROWS] = shape[0]
+    add_values(accumulator, values.reshape(-1))
+    accumulator[partial_sum.NUMEL] = values.size
+    accumulator[partial_sum.ROWS] = shape[0]
     return result
 
 
@@ -155,32 +160,12 @@ def _divergences_with_class_axis(
     pair, last = logits.pair, logits.pair.ndim - 1
     chunks = {**dict(enumerate(pair.chunks)), last: 1}
     options: dict[str, Any] = {"temperature": logits.temperature, "compute": logits.dtype}
-    share = fan_in(split_every, (1,) * last + (len(pair.chunks[last]),))[last]
     if len(pair.chunks[last]) == 1:
         return blockwise(_divergences, pair, chunks, to, to=to, **options)
     states = blockwise(_states, pair, chunks, FLOAT64, {last + 1: STATE_SIZE}, **options)
-    merge = _Merge(logits.temperature)
-    merged = da.reduction(
-        states,
-        identity,
-        merge,
-        combine=merge,
-        axis=last,
-        keepdims=True,
-        dtype=FLOAT64,
-        split_every={last: share},
-        meta=np.empty((0,) * states.ndim),
-    )
+    merged = reduce_blocks(states, _Merge(logits.temperature), (last,), split_every)
     axes = tuple(range(last + 1))
-    return da.blockwise(
-        _conclude,
-        axes,
-        merged,
-        (*axes, last + 1),
-        *([] if pair.where is None else [pair.where, axes[last + 1 - pair.where.ndim :]]),
-        to=to,
-        adjust_chunks=chunks,
-        align_arrays=False,
-        dtype=to,
-        meta=np.empty((0,) * (last + 1), to),
-    )
+    arrays = [(merged, (*axes, last + 1))]
+    if pair.where is not None:
+        arrays.append((pair.where, axes[last + 1 - pair.where.ndim :]))
+    return blockwise_arrays(_divergences_of_states, axes, arrays, chunks, to, to=to)

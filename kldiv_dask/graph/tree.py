@@ -1,7 +1,7 @@
-"""From the partials of all blocks to one for each output: merge."""
+"""Merging the blocks of an array in a tree: partials to one for each output, states to one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dask.array as da
@@ -12,13 +12,13 @@ from kldiv_dask.graph.stages import stage
 
 SplitEvery = int | Mapping[int, int] | None
 
-# Of many outputs, a merge takes no more bytes of partials than this if it can.
+# A merge takes no more bytes of blocks than this if it can.
 MERGE_BYTES = 64 * 2**20
 
 
 @stage("block")
 def identity(block: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
-    """Stand for the first stage of `da.reduction`; it fuses with the block that did the work."""
+    """Return the block: what `da.reduction` takes as its first stage, where blocks are reduced."""
     return block
 
 
@@ -31,29 +31,39 @@ def _merge(
 
 def tree_reduce(blocks: da.Array, split_every: SplitEvery, axes: tuple[int, ...]) -> da.Array:
     """Merge partials of shape ``(..., SIZE)`` along `axes`, which become of length one."""
-    ndim = blocks.ndim - 1
-    numblocks = tuple(n if axis in axes else 1 for axis, n in enumerate(blocks.numblocks[:ndim]))
-    shares = fan_in(split_every, numblocks, _fan_in_of(blocks))
+    block_bytes = 8 * math.prod(max(lengths) for lengths in blocks.chunks)
+    return reduce_blocks(blocks, _merge, axes, split_every, block_bytes)
+
+
+def reduce_blocks(
+    blocks: da.Array,
+    merge: Callable[..., Any],
+    axes: tuple[int, ...],
+    split_every: SplitEvery,
+    block_bytes: float = 0,
+) -> da.Array:
+    """Merge the blocks of an array along `axes`, which become of length one.
+
+    `merge` takes some blocks in one, the axes to merge, and `keepdims`. `block_bytes` is the size
+    of a block, NaN if it is unknown: of large blocks, fewer are merged at once by default.
+    """
+    numblocks = tuple(n if axis in axes else 1 for axis, n in enumerate(blocks.numblocks))
+    limit = config.count("split-every", least=2)
+    if block_bytes * limit > MERGE_BYTES:  # which NaN is not
+        limit = max(2, int(MERGE_BYTES // block_bytes))
+    shares = fan_in(split_every, numblocks, limit)
     if math.prod(numblocks) == 1:
         return blocks
     return da.reduction(
         blocks,
         identity,
-        _merge,
+        merge,
         axis=axes,
         keepdims=True,
-        dtype=np.int64,
+        dtype=blocks.dtype,
         split_every={axis: shares[axis] for axis in axes},
-        meta=partial_sum.zero((0,) * ndim),
+        meta=np.empty((0,) * blocks.ndim, blocks.dtype),
     )
-
-
-def _fan_in_of(blocks: da.Array) -> int:
-    """Return how many blocks of partials one task merges by default."""
-    most = config.count("split-every", least=2)
-    block = 8 * math.prod(max(lengths) for lengths in blocks.chunks)
-    # NaN, for an unknown length, compares false.
-    return max(2, MERGE_BYTES // block) if block * most > MERGE_BYTES else most
 
 
 def fan_in(
