@@ -19,7 +19,8 @@ from kldiv_dask.statistics.summarize import Labels, Statistics, statistics
 
 # Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks. 3: "nan",
 # "infinite", "finite" and "worst_finite" of statistics; their errors are those of finite positions.
-SCHEMA = 3
+# 4: names of checks in American spelling.
+SCHEMA = 4
 
 _NAMES = ("positions", "input", "target")
 
