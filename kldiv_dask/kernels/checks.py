@@ -1,4 +1,9 @@
-"""What one operand at a position looks like: whether it can be what it is said to be."""
+"""Whether a row of an operand can be the logits, or the probabilities, that it is said to be.
+
+For the data checks of `evaluate`. They go by the range of the row, which the other kernels have
+anyway, and read the row again only if it is within [0, 1], or below 0 where probabilities are
+expected.
+"""
 
 from typing import Any
 

@@ -1,4 +1,10 @@
-"""Many exact sums, each divided by a whole number and rounded once."""
+"""Many exact sums, each divided by a whole number and rounded once, to nearest, ties to even.
+
+For results of many outputs; one output is rounded in Python integers by `partial_sum`, with the
+same bits. A long division gives the leading bits of the quotient, and whether anything is left,
+which is all that rounding has to know (D. Knuth, The Art of Computer Programming 2, sections 4.2.1
+and 4.3.1).
+"""
 
 from typing import Any, NamedTuple
 

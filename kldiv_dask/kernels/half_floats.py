@@ -1,4 +1,4 @@
-"""Numbers as they are stored, and how compiled loops widen and narrow them."""
+"""Widening stored float16 and bfloat16 to float32 in compiled loops, and narrowing results."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,8 @@
-"""Chunks of any layout as the contiguous, aligned, native 1-d segments that compiled loops take."""
+"""Chunks of any layout as the contiguous, aligned, native 1-d segments that compiled loops take.
+
+For all kernels. Invariant: each element of a chunk is in one segment, beside the elements of the
+other operands at its place.
+"""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What compiled loops tell the compiler and the processor beyond what Numba can say."""
+"""LLVM hints and intrinsics that Numba does not expose: vector width, prefetch, sums in lanes."""
 
 from collections.abc import Callable
 from typing import Any

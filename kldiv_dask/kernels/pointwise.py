@@ -1,4 +1,10 @@
-"""torch's pointwise terms, and their exact sum, over one pair of chunks of any layout."""
+"""torch's terms t (log t - x), or exp(t) (t - x), and their exact sum over a pair of chunks.
+
+For `kl_div`. A tile of terms is computed in the type of the result, with `elementary`'s functions,
+and added to an accumulator of `exact_sum`. Invariant: a term depends on its two numbers and types
+alone, not on its place; so the sum depends on neither chunks nor layout. Special values are those
+of torch.nn.functional.kl_div (`xlogy` for probabilities).
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

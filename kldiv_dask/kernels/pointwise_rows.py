@@ -1,4 +1,7 @@
-"""The exact sums of torch's terms along some axes of a pair of chunks: one for each output."""
+"""The exact sums of `pointwise` terms along some axes of a pair of chunks: one for each output.
+
+For `axis`. Each output has an accumulator of its own; the invariants are those of `pointwise`.
+"""
 
 import math
 from typing import Any

@@ -1,4 +1,8 @@
-"""The KL divergence of softmax distributions at each position of a pair of chunks of logits."""
+"""The KL divergence of softmax distributions at each position of a pair of chunks of logits.
+
+For `kl_div_with_logits`. `softmax_state` has the formulas, and `softmax_merge` puts the states of
+blocks of classes together.
+"""
 
 import math
 from typing import Any
@@ -10,6 +14,7 @@ import numpy.typing as npt
 from kldiv_dask.kernels.half_floats import as_stored, stored_type
 from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
 from kldiv_dask.kernels.layout import row_segments
+from kldiv_dask.kernels.softmax_merge import copy, merge
 from kldiv_dask.kernels.softmax_state import (
     CLASS_BLOCK,
     DIVERGENCE,
@@ -17,8 +22,6 @@ from kldiv_dask.kernels.softmax_state import (
     STATE_SIZE,
     SUM_TARGET,
     block_state,
-    copy,
-    merge,
 )
 
 Chunk = npt.NDArray[np.floating]
@@ -82,8 +85,9 @@ def _kernel(
     """Compile `_fill_states` or `_fill_divergences` for stored logits.
 
     Both take the logits of all positions one after the other, the reciprocal of the temperature,
-    space for two pieces in the type of the computation, space for the state of all classes and for
-    those of the pieces, what is to be filled, and which positions are included, or None.
+    space for two blocks of classes in the type of the computation, space for the state of all
+    classes and for those of the blocks, what is to be filled, and which positions are included, or
+    None.
     """
     matrix, vector = numba.float64[:, ::1], numba.float64[::1]
     out = matrix if function is _fill_states else vector

@@ -4,38 +4,27 @@ The divergence is that of `softmax_state`, with the same bits. The others are th
 `softmax_reverse`: for them, the weights and the differences u of all classes are kept.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-import numba
 import numpy as np
-import numpy.typing as npt
 
 from kldiv_dask.kernels import checks, fingerprint, softmax_reverse
 from kldiv_dask.kernels.elementary import exp, log
-from kldiv_dask.kernels.half_floats import as_stored, stored_type, widen
-from kldiv_dask.kernels.jit import compiled, inner_function
-from kldiv_dask.kernels.layout import row_segments
+from kldiv_dask.kernels.half_floats import widen
+from kldiv_dask.kernels.jit import inner_function
 from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, prefetch, wide_vectors
+from kldiv_dask.kernels.softmax_merge import copy, largest, merge
 from kldiv_dask.kernels.softmax_reverse import CENTER_HIGH, CENTER_LOW, KEPT, REVERSE
 from kldiv_dask.kernels.softmax_state import (
     CLASS_BLOCK,
     DIVERGENCE,
-    STATE_SIZE,
     SUM_INPUT,
     SUM_TARGET,
     UNIT_INPUT,
     UNIT_TARGET,
     center_of,
-    copy,
     fill_softmax_weights,
     finish_class_block,
     is_settled,
-    largest,
-    merge,
 )
-
-Chunk = npt.NDArray[np.floating]
 
 # What is measured at a position, a row of the result for each: the divergences of a (the target)
 # from b (the input) and back, that of Jensen and Shannon, what the probabilities of b and of a sum
@@ -64,10 +53,7 @@ Chunk = npt.NDArray[np.floating]
 ) = range(17)
 MEASURES = 17
 
-# Positions that are measured at a time.
-POSITIONS = 16384
-
-# Beside what `softmax_reverse` keeps of a piece, the largest logits.
+# Beside what `softmax_reverse` keeps of a block of classes, the largest logits.
 MOST_INPUT, MOST_TARGET = KEPT, KEPT + 1
 
 
@@ -117,18 +103,18 @@ def _position_state(
         padded = -(-size // LANES) * LANES
         w, v = weights[start : start + padded], inputs[start : start + padded]
         u = differences[start : start + padded]
-        no_special_values, offsets, piece_input, piece_target = fill_softmax_weights(
+        no_special_values, offsets, range_input, range_target = fill_softmax_weights(
             x, t, first + start, size, scale, w, v, part_states[k]
         )
-        extent_input = checks.union_of_ranges(extent_input, piece_input)
-        extent_target = checks.union_of_ranges(extent_target, piece_target)
+        extent_input = checks.union_of_ranges(extent_input, range_input)
+        extent_target = checks.union_of_ranges(extent_target, range_target)
         stop = first + start + size
         hash_input = fingerprint.add_bits(hash_input, of_input, stored_x, first + start, stop)
         hash_target = fingerprint.add_bits(hash_target, of_target, stored_t, first + start, stop)
         reverse_terms[k] = 0
         reverse_terms[k, MOST_INPUT], reverse_terms[k, MOST_TARGET] = (
-            piece_input[1],
-            piece_target[1],
+            range_input[1],
+            range_target[1],
         )
         if is_settled(part_states[k]):
             continue
@@ -205,10 +191,11 @@ def _check(stored, row, extent, holds, tolerance, label, like):
     )
 
 
-def _measure(
+def measure(
     x, t, stored_x, stored_t, scale, holds, generalized, tolerances, labels, spaces, work, states,
     reverse_terms, sums, measures, hashes,
 ):  # fmt: skip
+    """Fill the measures and the hashes of the positions of a batch."""
     classes = x.size // measures.shape[1]
     state, part_states = states[0], states[1:]
     like = spaces[0]
@@ -251,122 +238,3 @@ def _measure(
         out[LOG_INPUT] = b * scale - unit_input - log_input
         out[LOG_TARGET] = a * scale - unit_target - log_target
         out[CHANGE] = exp(out[LOG_INPUT]) - exp(out[LOG_TARGET])
-
-
-def _fill_logarithms(probabilities, logarithms):
-    for i in range(probabilities.size):
-        logarithms[i] = log(np.float64(widen(probabilities[i], logarithms[0])))
-
-
-class Batch(NamedTuple):
-    """What was measured at some positions that follow each other in C order."""
-
-    start: int
-    measures: npt.NDArray[np.float64]
-    hashes: npt.NDArray[np.uint64]
-
-
-class _Logarithms:
-    """Takes the logarithms of an operand that holds probabilities."""
-
-    def __init__(self, stored: Any, holds: int) -> None:
-        self.wanted = holds == checks.PROBS
-        self.type = _readonly(numba.float64 if self.wanted else stored_type(stored))
-        if self.wanted:
-            signature = (_readonly(stored_type(stored)), numba.float64[::1])
-            self._fill = compiled(_fill_logarithms, signature)
-
-    def __call__(self, segment: Any) -> Any:
-        if not self.wanted:
-            return segment
-        logarithms = np.empty(segment.size)
-        self._fill(segment, logarithms)
-        return logarithms
-
-
-def _readonly(dtype: Any) -> Any:
-    return numba.types.Array(dtype, 1, "C", readonly=True)
-
-
-def measured(
-    input: Chunk,
-    target: Chunk,
-    labels: npt.NDArray[np.int64],
-    dtype: np.dtype[Any],
-    temperature: float,
-    kind: str,
-    tolerances: tuple[float, float],
-    generalized: bool,
-) -> Iterator[Batch]:
-    """Measure the positions of a pair of chunks, whose last axis is that of all classes.
-
-    Parameters
-    ----------
-    input, target : arrays that broadcast together
-        What `kind` says.
-    labels : int64 array, 1-d, contiguous
-        A class for each position.
-    dtype : numpy.dtype
-        What `softmax.compute_dtype` returns.
-    temperature : float
-        What logits are divided by.
-    kind : {'logits', 'log_probs', 'probs', 'log_probs_and_probs'}
-        Logits are normalized. Log-probabilities are taken as they are even if they do not sum to 1,
-        and so are probabilities, whose logarithms are taken in float64.
-    tolerances : tuple of float
-        How far from 1 the probabilities of the input, and of the target, may sum.
-    generalized : bool
-        Whether to add - p + q to each summand p log(p / q), for rows that do not sum to 1.
-
-    Yields
-    ------
-    Batch
-        With an array of shape ``(MEASURES, positions)``; what is not defined is NaN.
-    """
-    shape = np.broadcast_shapes(input.shape, target.shape)
-    classes = shape[-1]
-    pair = [np.broadcast_to(as_stored(a), shape) for a in (input, target)]
-    holds = checks.OPERANDS[kind]
-    logarithms = [_Logarithms(a, holding) for a, holding in zip(pair, holds, strict=True)]
-    two = numba.types.UniTuple
-    space, matrix = numba.from_dtype(dtype)[:, ::1], numba.float64[:, ::1]
-    signature = (
-        *(one.type for one in logarithms),
-        *(_readonly(stored_type(a)) for a in pair),
-        numba.float64,
-        two(numba.int64, 2),
-        numba.boolean,
-        two(numba.float64, 2),
-        _readonly(numba.int64),
-        space,
-        space,
-        matrix,
-        matrix,
-        numba.uint64[:, ::1],
-        matrix,
-        numba.uint64[:, ::1],
-    )
-    kernel = compiled(_measure, signature)
-    count = -(-classes // CLASS_BLOCK)
-    spaces, work = np.empty((3, count * CLASS_BLOCK), dtype), np.empty((3, CLASS_BLOCK), dtype)
-    states, reverse_terms = np.empty((1 + count, STATE_SIZE)), np.empty((count, MOST_TARGET + 1))
-    sums = np.empty((2, fingerprint.SUMS), np.uint64)
-    done = 0
-    for segments in row_segments(*pair):
-        rows = segments[0].size // classes
-        for start in range(0, rows, POSITIONS):
-            size = min(POSITIONS, rows - start)
-            parts = tuple(
-                segment[start * classes : (start + size) * classes] for segment in segments
-            )
-            b, a = (take(part) for take, part in zip(logarithms, parts, strict=True))
-            measures = np.full((MEASURES, size), np.nan)
-            hashes = np.empty((2, size), np.uint64)
-            first = done + start
-            chosen = labels[first : first + size]
-            kernel(
-                b, a, *parts, 1 / temperature, holds, generalized, tolerances, chosen, spaces, work,
-                states, reverse_terms, sums, measures, hashes,
-            )  # fmt: skip
-            yield Batch(first, measures, hashes)
-        done += rows

@@ -1,14 +1,14 @@
 """The reverse divergence of two softmax distributions, and that of Jensen and Shannon.
 
-In the words of `softmax_state`, the reverse divergence within a piece is
+In the words of `softmax_state`, the reverse divergence within a block is
 
     R = sum q log(q / p) = sum q u - log(1 + z) = (S + z) / (1 + z) - log(1 + z),
     S = sum p (1 - exp(u) + u exp(u)),
 
-where again no summand is negative and z is nearly 0. Pieces merge by the chain rule, as there. A
+where again no summand is negative and z is nearly 0. Blocks merge by the chain rule, as there. A
 part of the Jensen-Shannon divergence (J. Lin, "Divergence measures based on the Shannon entropy",
 IEEE Trans. Inf. Theory 37 (1991) 145-151) is no such sum: it needs p and q themselves, and so a
-second loop once the masses of all pieces are known.
+second loop once the masses of all blocks of classes are known.
 """
 
 import math
@@ -32,7 +32,7 @@ from kldiv_dask.kernels.softmax_state import (
     two_diff_error,
 )
 
-# What of a piece is kept beside its state: c in two numbers, the largest magnitude of u, and R.
+# What of a block is kept beside its state: c in two numbers, the largest magnitude of u, and R.
 CENTER_HIGH, CENTER_LOW, WIDEST, REVERSE = range(4)
 KEPT = 4
 
@@ -103,7 +103,7 @@ def fill_terms(x, t, w, v, u, state, offsets, c, scale, no_special_values, work,
 
 @inner_function
 def conclude(shift, excess, back, inner):
-    """Return R from sums of p u, of the other terms, and of what pieces have within themselves."""
+    """Return R from sums of p u, of the other terms, and of the divergences within blocks."""
     z = excess + shift if excess < 0.5 else 0.0
     reverse = back * (1 - z * (1 - z)) - z * z * (1 / 2 - z * (2 / 3 - z * 3 / 4)) + inner
     return 0.0 if reverse < 0 else reverse
@@ -152,7 +152,7 @@ def _share(unit, total, common, scale):
 def jensen_shannon(size, scale, spaces, part_states, state, reverse_terms):
     """Return the Jensen-Shannon divergence of a position of so many classes.
 
-    Given are the weights and differences of all, the states of its pieces, and what they merge to.
+    Given are the weights and differences of all, the states of its blocks, and their merged state.
     """
     total = 0.0
     for k in range(len(part_states)):

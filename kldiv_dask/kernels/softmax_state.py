@@ -1,15 +1,15 @@
 """The KL divergence of two softmax distributions, straight from their logits.
 
-A position has target logits a and input logits b over some classes. A piece of its classes is
+A position has target logits a and input logits b over some classes. A block of its classes is
 described by a *state*: the sums W of weights w = exp(a / T) and V of v = exp(b / T), each in a unit
-near the largest; the logarithm r of the ratio of the masses that b and a give to the piece; and the
+near the largest; the logarithm r of the ratio of the masses that b and a give to the block; and the
 divergence D within it. With c close to r, u = (b - a) / T - c and p = w / W,
 
     D = sum p (exp(u) - 1 - u) - (z - log(1 + z)),  r = c + log(1 + z),  z = sum p (exp(u) - 1).
 
 No summand of D is negative, and z is nearly 0, so nothing cancels: tiny divergences are as accurate
 as large ones. States merge by the chain rule of the divergence (Cover and Thomas, "Elements of
-Information Theory", 2nd ed. 2006, theorem 2.5.3): a piece takes part in the sums above as a class
+Information Theory", 2nd ed. 2006, theorem 2.5.3): a block takes part in the sums above as a class
 does, with its masses as w and v and its r as (b - a) / T, and adds its own D times its share.
 
 c is the logarithm of V / W, so that a far class, |u| >= 1, has p exp(u) = v / V. Differences of
@@ -21,7 +21,7 @@ import math
 import numpy as np
 
 from kldiv_dask.kernels import softmax_terms
-from kldiv_dask.kernels.elementary import EXP_NORMAL_F32, EXP_NORMAL_F64, exp, log
+from kldiv_dask.kernels.elementary import EXP_NORMAL_F32, EXP_NORMAL_F64, log
 from kldiv_dask.kernels.half_floats import widen
 from kldiv_dask.kernels.jit import inner_function
 from kldiv_dask.kernels.llvm_bits import from_ordered, ordered_bits
@@ -37,7 +37,7 @@ LN2 = math.log(2)
 LARGE_OFFSET = 256.0
 
 # What a state holds. A unit is given by its logarithm times T, and `HIGH` + `LOW` is r times T:
-# +inf where a gives the piece no mass, else -inf where b gives it none.
+# +inf where a gives the block no mass, else -inf where b gives it none.
 UNIT_TARGET, SUM_TARGET, UNIT_INPUT, SUM_INPUT, HIGH, LOW, DIVERGENCE = range(7)
 STATE_SIZE = 7
 
@@ -141,7 +141,7 @@ def _fill_terms(x, t, w, v, ratio, offsets, c, scale, no_special_values):
 
 
 @inner_function
-def _center(b, a, ratio, scale, like):
+def combined_center(b, a, ratio, scale, like):
     """Return c times T in two numbers of a type, given T times the logarithms of the units."""
     high = b - a
     low = two_diff_error(b, a, high) - log(ratio) / scale
@@ -150,11 +150,11 @@ def _center(b, a, ratio, scale, like):
 
 
 @inner_function
-def _conclude(state, high, low, shift, excess, inner, scale):
+def finish_divergence(state, high, low, shift, excess, inner, scale):
     """Set the divergence of a state, and its r.
 
-    Given are c in two numbers, and the sums of p u, of p (exp(u) - 1 - u) and of what pieces
-    diverge within themselves.
+    Given are c in two numbers, and the sums of p u, of p (exp(u) - 1 - u) and of the divergences
+    within blocks.
     """
     # Beyond, the error of c does not matter, and that of z would.
     z = excess + shift if excess < 0.5 else 0.0
@@ -179,7 +179,7 @@ def is_settled(state):
 
 @inner_function
 def fill_softmax_weights(x, t, start, size, scale, w, v, state):
-    """Fill the weights of a piece, `w` and `v`, and what the state says of them.
+    """Fill the weights of a block, `w` and `v`, and what the state says of them.
 
     Returns whether the faster loops will do, what to subtract from the logits of b and of a, and
     the smallest and the largest of each.
@@ -219,15 +219,15 @@ def fill_softmax_weights(x, t, start, size, scale, w, v, state):
 
 @inner_function
 def center_of(state, offsets, scale, like):
-    """Return c times T of a piece, as it goes with the given offsets, in two numbers of a type."""
+    """Return c times T of a block, as it goes with the given offsets, in two numbers of a type."""
     ratio = state[SUM_TARGET] / state[SUM_INPUT]
     b, a = state[UNIT_INPUT] - offsets[0], state[UNIT_TARGET] - offsets[1]
-    return _center(b, a, ratio, scale, like)
+    return combined_center(b, a, ratio, scale, like)
 
 
 @inner_function
 def finish_class_block(state, center, offsets, shifts, excesses, scale):
-    """Set the divergence and r of a piece, given its center and its padded terms.
+    """Set the divergence and r of a block, given its center and its padded terms.
 
     Returns c times T in two numbers, without offsets, and the sums of p u and p (exp(u) - 1 - u).
     """
@@ -237,13 +237,13 @@ def finish_class_block(state, center, offsets, shifts, excesses, scale):
     if offsets[0] != 0 or offsets[1] != 0:
         difference = offsets[0] - offsets[1]
         high, low = difference, two_diff_error(offsets[0], offsets[1], difference) + (high + low)
-    _conclude(state, high, low, shift, excess, 0.0, scale)
+    finish_divergence(state, high, low, shift, excess, 0.0, scale)
     return high, low, shift, excess
 
 
 @inner_function
 def block_state(x, t, start, size, scale, w, v, state):
-    """Fill the state of a piece, in the spaces `w` and `v`."""
+    """Fill the state of a block, in the spaces `w` and `v`."""
     stop = start + size
     quarter = CLASS_BLOCK // 4
     padded = -(-size // LANES) * LANES
@@ -266,56 +266,3 @@ def block_state(x, t, start, size, scale, w, v, state):
     prefetch(x, stop + 3 * quarter, quarter)
     prefetch(t, stop + 3 * quarter, quarter)
     finish_class_block(state, center, offsets, w[:padded], v[:padded], scale)
-
-
-@inner_function
-def _share(unit, total, common, scale):
-    return total * exp((unit - common) * scale) if total != 0 else 0.0
-
-
-@inner_function
-def copy(state, other):
-    """Set another state to this one."""
-    for i in range(STATE_SIZE):  # assigning a slice may raise an error, for which Numba allocates
-        other[i] = state[i]
-
-
-@inner_function
-def largest(states, column):
-    """Return the largest number of a column; NaN where there is one."""
-    most = -np.inf
-    for i in range(len(states)):
-        number = states[i, column]
-        most = number if number > most or np.isnan(number) else most
-    return most
-
-
-@inner_function
-def merge(states, scale, state):
-    """Merge states to one; the sums that they hold are changed."""
-    most_target, most_input = largest(states, UNIT_TARGET), largest(states, UNIT_INPUT)
-    mass_target = mass_input = 0.0
-    for i in range(len(states)):
-        part = states[i]
-        part[SUM_TARGET] = _share(part[UNIT_TARGET], part[SUM_TARGET], most_target, scale)
-        part[SUM_INPUT] = _share(part[UNIT_INPUT], part[SUM_INPUT], most_input, scale)
-        mass_target += part[SUM_TARGET]
-        mass_input += part[SUM_INPUT]
-    state[UNIT_TARGET], state[SUM_TARGET] = most_target, mass_target
-    state[UNIT_INPUT], state[SUM_INPUT] = most_input, mass_input
-    if is_settled(state):
-        return
-    ratio = mass_target / mass_input
-    center, center_low = _center(most_input, most_target, ratio, scale, states[0])
-    shift = excess = inner = 0.0
-    for i in range(len(states)):
-        part = states[i]
-        w, v = part[SUM_TARGET], part[SUM_INPUT] * ratio
-        u = ((part[HIGH] - center) + (part[LOW] - center_low)) * scale
-        moved = softmax_terms.shift(u, w)
-        shift += moved
-        excess += softmax_terms.excess(u, w, v, moved)
-        # A class that only b excludes makes it infinite however small its share is.
-        inner += part[DIVERGENCE] * (w if part[DIVERGENCE] < np.inf else 1.0)
-    shift, excess, inner = shift / mass_target, excess / mass_target, inner / mass_target
-    _conclude(state, center, center_low, shift, excess, inner, scale)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.softmax_measures import MEASURES, measured
+from kldiv_dask.kernels.softmax_batches import measured
+from kldiv_dask.kernels.softmax_measures import MEASURES
 from kldiv_dask.statistics import state
 from kldiv_dask.statistics.state import CELLS, COLUMNS, EvaluationState, Positions
 

@@ -1,4 +1,4 @@
-"""Derive the constants of ``kldiv_dask/kernels/elementary.py``.
+"""Derive the constants of ``kldiv_dask/kernels/elementary_tables.py``.
 
 Run as ``python -m tests.derivations.elementary``; it prints them as they stand there, then how
 far each rounded polynomial is from its function.
