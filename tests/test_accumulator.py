@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from kldiv_dask import KLDivergence, kl_div, kl_div_with_logits, partial_sum
-from tests.bits import FLOATS, assert_same_bits
-from tests.cases import (
+from tests.helpers.bits import FLOATS, assert_same_bits
+from tests.helpers.cases import (
     Array,
     dtype_of,
     log_probabilities,

@@ -16,8 +16,8 @@ from kldiv_dask.graph import blocks, tree
 from kldiv_dask.kernels.pointwise import PointwiseSpec
 from kldiv_dask.kernels.pointwise_rows import RowSums
 from tests import reference
-from tests.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
-from tests.cases import Array, Shape, all_chunkings, dtype_of, slow_unless
+from tests.helpers.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
+from tests.helpers.cases import Array, Shape, all_chunkings, dtype_of, slow_unless
 from tests.test_bits import LAYOUTS, Source, cut
 from tests.test_graph import random_pair, refuse, stages, stored_pair
 from tests.test_operands import filtered, without_expressions

@@ -27,7 +27,7 @@ from kldiv_dask import (
 )
 from kldiv_dask.evaluation.operands import tolerance
 from kldiv_dask.storage import ChunkReadError
-from tests.commands import call
+from tests.helpers.commands import call
 
 T = np.random.default_rng(0).normal(size=(8, 16, 40)).astype("f4")
 S = T + 0.1 * np.random.default_rng(1).normal(size=T.shape).astype("f4")

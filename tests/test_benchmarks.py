@@ -1,6 +1,7 @@
 """The comparison with other libraries runs, compares like with like, and times what it says."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import comparison, end_to_end, evaluation, logits
+from tests.benchmarks import comparison, end_to_end, evaluation, logits, summary
 from tests.benchmarks.contestants import CLASSES, NARROW, OURS, RIVALS, Case, Contestant, pair
 from tests.benchmarks.measurement import Times, in_parts, pinned, read
-from tests.cases import dtype_of
+from tests.helpers.cases import dtype_of
 
 ROOT = Path(__file__).parents[1]
 SIZE = 2 * CLASSES
@@ -162,6 +163,22 @@ def test_divergences_from_logits(tmp_path):
     assert readme.read_text() == (
         f"before\n<!-- logits benchmark -->\n\n{out}\n<!-- /logits benchmark -->\nafter\n"
     )
+
+
+def test_the_rows_of_the_readme_are_those_of_the_full_tables():
+    """If this fails, run ``python -m tests.benchmarks.summary``."""
+    full = summary.TABLES.read_text()
+    before, after = comparison.around(summary.README)
+    assert summary.README.read_text() == f"{before}\n{summary.rows(full)}{after}"
+    changed = re.sub(r"(?<=^\| float32 sum \| )[\d.]+", "9.99", full, flags=re.MULTILINE)
+    assert changed != full
+    assert summary.rows(changed) != summary.rows(full)
+
+
+def test_the_full_tables_have_markers():
+    for marker in (comparison.MARKER, logits.MARKER):
+        before, after = comparison.around(summary.TABLES, marker)
+        assert "| " in summary.TABLES.read_text()[len(before) : -len(after)]
 
 
 def test_evaluation(capsys):

@@ -18,7 +18,7 @@ from distributed import Client
 
 from kldiv_dask import KLDivLoss, kl_div, kl_div_summary
 from tests import reference
-from tests.bits import (
+from tests.helpers.bits import (
     FLOATS,
     REDUCED,
     SORTS,
@@ -29,7 +29,15 @@ from tests.bits import (
     operands,
     terms_of,
 )
-from tests.cases import Array, Chunks, Shape, all_chunkings, dtype_of, narrow, random_chunking
+from tests.helpers.cases import (
+    Array,
+    Chunks,
+    Shape,
+    all_chunkings,
+    dtype_of,
+    narrow,
+    random_chunking,
+)
 
 TYPES = list(itertools.product(FLOATS, (False, True)))  # (type of both operands, log_target)
 SMALL: list[tuple[Shape, Shape]] = [

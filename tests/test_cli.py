@@ -20,7 +20,7 @@ from kldiv_dask import kl_div_summary, open_pair
 from kldiv_dask.cli import cluster
 from kldiv_dask.cli.common import parse_chunks
 from kldiv_dask.cli.compute import _plain
-from tests.commands import at_terminal, call, eventually, run, started
+from tests.helpers.commands import at_terminal, call, eventually, run, started
 
 
 @pytest.fixture

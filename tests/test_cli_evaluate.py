@@ -18,8 +18,8 @@ from scipy import special
 
 from kldiv_dask import Evaluation, evaluate, open_array
 from kldiv_dask.statistics import doubts
-from tests import commands, llama_base
-from tests.commands import at_terminal
+from tests.helpers import commands, llama_base
+from tests.helpers.commands import at_terminal
 
 call = functools.partial(commands.call, command="evaluate")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kldiv_dask import kl_div_summary, kl_div_with_logits_summary
-from tests.commands import call, run
+from tests.helpers.commands import call, run
 
 OCR = Path(__file__).parent / "data" / "ocr"
 EXPECTED = json.loads((OCR / "expected.json").read_text())

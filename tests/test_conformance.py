@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from kldiv_dask import KLDivLoss, kl_div
-from tests.agreement import difference, expected, tolerance
-from tests.cases import FLOATS, REDUCTIONS, Array, operand_chunks, random_chunking
 from tests.data.goldens import Golden, load, torch_version
+from tests.helpers.agreement import difference, expected, tolerance
+from tests.helpers.cases import FLOATS, REDUCTIONS, Array, operand_chunks, random_chunking
 
 # (set of values, log_target, (type of input, type of target), reductions)
 Deviation = tuple[str, bool, list[tuple[str, str]], tuple[str, ...]]

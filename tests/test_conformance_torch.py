@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import kldiv_dask
-from tests import cases
-from tests.agreement import difference, tolerance
-from tests.cases import FLOATS, REDUCTIONS, Array
+from tests.helpers import cases
+from tests.helpers.agreement import difference, tolerance
+from tests.helpers.cases import FLOATS, REDUCTIONS, Array
 
 torch = pytest.importorskip("torch")
 

@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from kldiv_dask.storage import Contents, change, hdf5, open_array, open_pair, source_of
 from kldiv_dask.storage import zarr as zarr_format
 from kldiv_dask.storage.contents import in_utc, sample, seen_object
-from tests import llama_base
-from tests.stores import VALUES, served, write
+from tests.helpers import llama_base
+from tests.helpers.stores import VALUES, served, write
 
 # Dask's array expressions have names of their own.
 EXPRESSIONS = dask.config.get("array.query-planning", False)

@@ -21,7 +21,7 @@ import yaml
 from distributed import LocalCluster, Security
 
 from kldiv_dask.cli.cluster import connect
-from tests.deploy_files import (
+from tests.helpers.deploy_files import (
     DEPLOY,
     PLATFORMS,
     ROOT,
@@ -40,7 +40,7 @@ from tests.deploy_files import (
     violations,
     with_settings,
 )
-from tests.deploy_slurm import free_ports, slurm, submit
+from tests.helpers.deploy_slurm import free_ports, slurm, submit
 
 ROLES = ("scheduler", "worker", "client")
 

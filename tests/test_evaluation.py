@@ -18,7 +18,7 @@ from kldiv_dask.statistics.sketch import RELATIVE_ERROR
 from kldiv_dask.statistics.state import merge
 from kldiv_dask.statistics.summarize import PROBABILITIES
 from tests import reference_evaluation as twin
-from tests.cases import slow_unless
+from tests.helpers.cases import slow_unless
 
 OCR = Path(__file__).parent / "data" / "ocr"
 

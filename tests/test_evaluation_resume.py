@@ -20,7 +20,7 @@ import pytest
 from kldiv_dask import Evaluation, EvaluationError, EvaluationWarning, evaluate
 from kldiv_dask.evaluation import checkpoint
 from kldiv_dask.evaluation.errors import CheckpointError
-from tests.stores import chunk_files, write
+from tests.helpers.stores import chunk_files, write
 from tests.test_evaluation import same_bits
 
 SHAPE = (24, 3, 5)

@@ -13,10 +13,10 @@ import time
 import pytest
 import zarr
 
-from tests import faulty
-from tests.commands import eventually
-from tests.faults import BOUND, NONE, Data, KeyedSums, Local, running
-from tests.hosts import Cluster, Hosts, needs_hosts
+from tests.helpers import faulty_filesystem
+from tests.helpers.commands import eventually
+from tests.helpers.fault_runs import BOUND, NONE, Data, Local, Table, running
+from tests.helpers.hosts import Cluster, Hosts, needs_hosts
 
 HOSTS = pytest.param("hosts", marks=[needs_hosts, pytest.mark.slow])
 
@@ -28,7 +28,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table():
-    return KeyedSums()
+    return Table()
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def test_a_worker_is_killed(hosts, data, table):
 
 
 def test_a_worker_is_killed_where_a_read_has_failed_twice(local, data, table):
-    faulty.place(data.faults, data.chunk(20), faulty.ERROR, times=2)
+    faulty_filesystem.place(data.faults, data.chunk(20), faulty_filesystem.ERROR, times=2)
     with running(local, data) as run:
-        run.wait(lambda: not faulty.pending(data.faults, data.chunk(20)))
+        run.wait(lambda: not faulty_filesystem.pending(data.faults, data.chunk(20)))
         run.strike()
         local.workers(run.process)[0].kill()
         table.right("local: a read that fails twice, then SIGKILL of a worker", run, data)
@@ -131,18 +131,18 @@ def test_a_worker_is_frozen(hosts, data, table):
 
 @pytest.mark.slow
 def test_a_worker_takes_too_much_memory_once(place, data, table):
-    faulty.place(data.faults, data.chunk(60), faulty.MEMORY, times=1)
+    faulty_filesystem.place(data.faults, data.chunk(60), faulty_filesystem.MEMORY, times=1)
     with running(place, data) as run:
-        run.wait(lambda: not faulty.pending(data.faults, data.chunk(60)))
+        run.wait(lambda: not faulty_filesystem.pending(data.faults, data.chunk(60)))
         run.strike()
         table.right(f"{place.name}: a worker over its memory limit", run, data)
 
 
 @pytest.mark.slow
 def test_a_task_takes_too_much_memory(place, data, table):
-    faulty.place(data.faults, data.chunk(60), faulty.MEMORY, times=9)
+    faulty_filesystem.place(data.faults, data.chunk(60), faulty_filesystem.MEMORY, times=9)
     with running(place, data) as run:
-        run.wait(lambda: len(faulty.pending(data.faults, data.chunk(60))) < 9)
+        run.wait(lambda: len(faulty_filesystem.pending(data.faults, data.chunk(60))) < 9)
         run.strike()
         pattern = "KilledWorker: Attempted to run task .*kl-div-.* on 4 different workers.*"
         table.error(f"{place.name}: a task over all memory limits", run, 1, pattern)
@@ -195,25 +195,25 @@ def test_a_cable_is_pulled(hosts, data, table):
 @needs_hosts
 @pytest.mark.slow
 def test_a_read_fails_twice(hosts, data, table):
-    faulty.place(data.faults, data.chunk(60), faulty.ERROR, times=2)
+    faulty_filesystem.place(data.faults, data.chunk(60), faulty_filesystem.ERROR, times=2)
     with running(hosts, data) as run:
-        run.wait(lambda: len(faulty.pending(data.faults, data.chunk(60))) < 2)
+        run.wait(lambda: len(faulty_filesystem.pending(data.faults, data.chunk(60))) < 2)
         run.strike()
         table.right("hosts: a read that fails twice", run, data)
 
 
 @pytest.mark.slow
 def test_a_read_always_fails(place, data, table):
-    faulty.place(data.faults, data.chunk(60), faulty.ERROR, times=9)
+    faulty_filesystem.place(data.faults, data.chunk(60), faulty_filesystem.ERROR, times=9)
     with running(place, data) as run:
-        run.wait(lambda: len(faulty.pending(data.faults, data.chunk(60))) < 9)
+        run.wait(lambda: len(faulty_filesystem.pending(data.faults, data.chunk(60))) < 9)
         run.strike()
         pattern = (
             rf"on a worker, faulty://.*/x.zarr \[960:976, 0:64\] could not be read:"
             rf" OSError: \[Errno 5\] Input/output error: '{data.chunk(60)}'"
         )
         table.error(f"{place.name}: a read that always fails", run, 1, pattern)
-    assert len(faulty.pending(data.faults, data.chunk(60))) == 9 - 3
+    assert len(faulty_filesystem.pending(data.faults, data.chunk(60))) == 9 - 3
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import pytest
 
 from kldiv_dask import KLDivLoss, KLDivSummary, kl_div, kl_div_summary
 from tests import reference
-from tests.bits import assert_same_bits, expected, terms_of
-from tests.cases import REDUCTIONS, log_probabilities, probabilities
+from tests.helpers.bits import assert_same_bits, expected, terms_of
+from tests.helpers.cases import REDUCTIONS, log_probabilities, probabilities
 
 rng = np.random.default_rng(4)
 X = log_probabilities(rng, (6, 4), np.float64)

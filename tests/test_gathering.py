@@ -7,7 +7,7 @@ import pytest
 from dask.utils import key_split
 
 from kldiv_dask import kl_div
-from tests.bits import assert_same_bits
+from tests.helpers.bits import assert_same_bits
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from kldiv_dask import (
     kl_div_summary,
     kl_div_with_logits,
 )
-from tests.commands import call
+from tests.helpers.commands import call
 from tests.test_operands import without_expressions
 
 X, T = np.random.default_rng(0).normal(size=(2, 6, 5)).astype("f4")

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from kldiv_dask import KLDivLoss, kl_div, kl_div_summary, open_pair
 from kldiv_dask.graph.tree import fan_in
-from tests.cases import FLOATS, REDUCTIONS, Array
+from tests.helpers.cases import FLOATS, REDUCTIONS, Array
 
 # Dask's array expressions lack `from_zarr` and boolean masks, and don't fuse reads with the rest.
 EXPRESSIONS = bool(dask.config.get("array.query-planning", None))

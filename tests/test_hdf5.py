@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kldiv_dask.storage import ChunkReadError, hdf5, open_array, open_pair
-from tests.stores import VALUES, date_later
+from tests.helpers.stores import VALUES, date_later
 
 # Dask's array expressions do not fuse `from_array` with what follows yet.
 EXPRESSIONS = dask.config.get("array.query-planning", False)

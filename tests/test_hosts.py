@@ -9,9 +9,9 @@ import dask
 import pytest
 
 from kldiv_dask.cli.cluster import connect
-from tests.commands import eventually, run
-from tests.faults import Data
-from tests.hosts import NAMES, Cluster, Hosts, ip, needs_hosts
+from tests.helpers.commands import eventually, run
+from tests.helpers.fault_runs import Data
+from tests.helpers.hosts import NAMES, Cluster, Hosts, ip, needs_hosts
 
 
 @needs_hosts

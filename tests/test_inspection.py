@@ -12,7 +12,7 @@ from kldiv_dask import EvaluationError, open_array, open_pair
 from kldiv_dask.evaluation import inspection
 from kldiv_dask.evaluation.inspection import Inspection
 from kldiv_dask.statistics.doubts import WAYS
-from tests.commands import call
+from tests.helpers.commands import call
 
 LLAMA = Path(__file__).parent / "data" / "llama"
 

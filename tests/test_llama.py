@@ -12,8 +12,8 @@ import pytest
 
 from kldiv_dask import EvaluationWarning, evaluate, kl_div
 from kldiv_dask.storage import ChunkReadError, llama, open_array, open_pair
-from tests import llama_base
-from tests.stores import date_later
+from tests.helpers import llama_base
+from tests.helpers.stores import date_later
 
 RNG = np.random.default_rng(7)
 REAL = Path(__file__).parent / "data" / "llama"

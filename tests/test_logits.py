@@ -20,8 +20,8 @@ from distributed import Client
 from kldiv_dask import KLDivSummary, kl_div_with_logits, kl_div_with_logits_summary
 from kldiv_dask.kernels.softmax_kl import block_divergences
 from tests import reference
-from tests.bits import FLOATS, assert_same_bits
-from tests.cases import (
+from tests.helpers.bits import FLOATS, assert_same_bits
+from tests.helpers.cases import (
     REDUCTIONS,
     Array,
     Shape,

@@ -13,8 +13,8 @@ import pytest
 from numpy.exceptions import AxisError
 
 from kldiv_dask import kl_div_with_logits, kl_div_with_logits_summary
-from tests.bits import assert_same_bits
-from tests.cases import REDUCTIONS, Shape
+from tests.helpers.bits import assert_same_bits
+from tests.helpers.cases import REDUCTIONS, Shape
 from tests.test_graph import Counting, refuse, stages
 from tests.test_logits import TYPES, check, operands, positions, wanted
 from tests.test_operands import filtered, without_expressions

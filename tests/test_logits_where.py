@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kldiv_dask import kl_div_with_logits, kl_div_with_logits_summary
-from tests.cases import Shape, random_chunking
+from tests.helpers.cases import Shape, random_chunking
 from tests.test_bits import LAYOUTS
 from tests.test_logits import SORTS, TYPES, check, lazily, operands, positions
 from tests.test_where import lazy_mask, mask_shapes, masks

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.deploy_files import DEPLOY, ROOT
+from tests.helpers.deploy_files import DEPLOY, ROOT
 
 NOTEBOOK = DEPLOY / "jupyter" / "analysis.ipynb"
 OCR = ROOT / "tests" / "data" / "ocr"

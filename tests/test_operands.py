@@ -13,8 +13,8 @@ import pytest
 import zarr
 
 from kldiv_dask import kl_div, kl_div_summary
-from tests.bits import REDUCED, assert_same_bits, expected, terms_of
-from tests.cases import Array, compositions, log_probabilities, probabilities
+from tests.helpers.bits import REDUCED, assert_same_bits, expected, terms_of
+from tests.helpers.cases import Array, compositions, log_probabilities, probabilities
 
 # Dask's array expressions have no boolean masks and no unknown chunk sizes.
 EXPRESSIONS = bool(dask.config.get("array.query-planning", None))

@@ -16,8 +16,8 @@ from kldiv_dask.kernels import exact_sum
 from kldiv_dask.kernels.exact_sum import ACCUMULATOR_SIZE, ENDURANCE, LIMBS
 from kldiv_dask.kernels.llvm_hints import tile_length
 from tests import reference
-from tests.bits import assert_same_bits
-from tests.cases import FLOATS, dtype_of
+from tests.helpers.bits import assert_same_bits
+from tests.helpers.cases import FLOATS, dtype_of
 
 Partial = npt.NDArray[np.int64]
 

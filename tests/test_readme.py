@@ -55,10 +55,13 @@ def test_a_snippet_runs(number, folder):
 
 def test_paths_exist():
     text = (ROOT / "README.md").read_text()
-    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    linked = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", text)
+    linked = [path or picture for path, picture in linked]
     assert linked
     assert [path for path in linked if not (ROOT / path).exists()] == []
-    listed = re.findall(r"^  (\S+)  ", text.split("## Where things are")[1], re.MULTILINE)
+    assert ".github/report.png" in linked
+    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^  (\S+)  ", guide.split("## Where things are")[1], re.MULTILINE)
     assert listed
     assert [name for name in listed if not (ROOT / "kldiv_dask" / name).exists()] == []
 

@@ -7,8 +7,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from tests import cases, reference
-from tests.cases import FLOATS, dtype_of
+from tests import reference
+from tests.helpers import cases
+from tests.helpers.cases import FLOATS, dtype_of
 
 
 def bits(value: np.generic) -> bytes:

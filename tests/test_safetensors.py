@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from kldiv_dask import kl_div
 from kldiv_dask.storage import ChunkReadError, open_array, open_pair, safetensors
-from tests.stores import VALUES, date_later
+from tests.helpers.stores import VALUES, date_later
 
 DTYPES = {
     "BOOL": "?",

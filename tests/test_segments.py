@@ -9,7 +9,7 @@ import pytest
 
 from kldiv_dask.grid import grid_slices
 from kldiv_dask.kernels.layout import BUFFER, row_segments
-from tests.cases import Array, Shape
+from tests.helpers.cases import Array, Shape
 from tests.test_bits import LAYOUTS
 
 SHAPES: list[Shape] = [

@@ -8,8 +8,8 @@ import pytest
 from kldiv_dask import kl_div_summary, kl_div_with_logits_summary
 from kldiv_dask.functional import summary as summary_module
 from kldiv_dask.graph import slabs
-from tests.bits import assert_same_bits, operands
-from tests.commands import call
+from tests.helpers.bits import assert_same_bits, operands
+from tests.helpers.commands import call
 
 CHUNKS = (2, 3)
 

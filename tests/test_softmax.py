@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kldiv_dask.kernels import softmax_kl
-from tests.bits import FLOATS, assert_same_bits
-from tests.cases import Array, compositions, dtype_of, narrow, special_values
+from tests.helpers.bits import FLOATS, assert_same_bits
+from tests.helpers.cases import Array, compositions, dtype_of, narrow, special_values
 from tests.reference import finfo
 from tests.reference_logits import divergence, fast_divergence
 

@@ -14,8 +14,8 @@ import pytest
 
 from kldiv_dask.kernels import softmax_kl
 from kldiv_dask.kernels.elementary import EXP_NORMAL_F32
-from tests.bits import assert_same_bits
-from tests.cases import Array, dtype_of, narrow
+from tests.helpers.bits import assert_same_bits
+from tests.helpers.cases import Array, dtype_of, narrow
 from tests.test_softmax import by_dtype, compute_dtype, merged, split, whole
 
 

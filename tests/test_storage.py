@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kldiv_dask.storage import npy as npy_format
 from kldiv_dask.storage import open_array, open_pair
 from kldiv_dask.storage import zarr as zarr_format
-from tests.stores import KINDS, VALUES, ZARR_FILES, chunk_files, date_later, write
+from tests.helpers.stores import KINDS, VALUES, ZARR_FILES, chunk_files, date_later, write
 
 # Dask's array expressions do not fuse `from_array` with what follows yet.
 EXPRESSIONS = dask.config.get("array.query-planning", False)

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from kldiv_dask.storage import ChunkReadError, open_array, open_pair
-from tests.stores import VALUES, ZARR_FILES, chunk_files, date_later, write
+from tests.helpers.stores import VALUES, ZARR_FILES, chunk_files, date_later, write
 
 
 def npy_header(path, shape, data=b""):

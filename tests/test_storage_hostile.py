@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from kldiv_dask import open_array
 from kldiv_dask.storage import ChunkReadError, change, source_of
-from tests import llama_base
+from tests.helpers import llama_base
 
 PREAMBLE = """
 import json, os, resource, sys

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from kldiv_dask import evaluate, kl_div, kl_div_with_logits, open_array, open_pair
 from kldiv_dask.cli import main
 from kldiv_dask.evaluation import EvaluationError
-from tests import llama_base
-from tests.stores import VALUES, date_later, write
+from tests.helpers import llama_base
+from tests.helpers.stores import VALUES, date_later, write
 
 ROWS = np.random.default_rng(0).normal(size=(400, 1000)).astype("f4")
 

@@ -13,7 +13,7 @@ import pytest
 from kldiv_dask import partial_sum
 from kldiv_dask.kernels import pointwise
 from kldiv_dask.kernels.half_floats import as_stored, narrow, widen
-from tests.cases import dtype_of, special_grid
+from tests.helpers.cases import dtype_of, special_grid
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 
@@ -44,7 +44,7 @@ def test_every_half_is_widened(half, wide):
     stored = np.arange(2**16, dtype=np.uint16).view(half)
     out = np.empty(stored.size, wide)
     widen_all(as_stored(stored), out)
-    with np.errstate(invalid="ignore"):  # of signalling NaN
+    with np.errstate(invalid="ignore"):  # of signaling NaN
         assert_equal(out, stored.astype(wide))
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from kldiv_dask import kl_div, partial_sum
 from kldiv_dask.kernels import pointwise
 from tests import reference
-from tests.bits import FLOATS, assert_same_bits, expected, operands, terms_of, widened
-from tests.cases import (
+from tests.helpers.bits import FLOATS, assert_same_bits, expected, operands, terms_of, widened
+from tests.helpers.cases import (
     Array,
     dtype_of,
     log_probabilities,
@@ -126,7 +126,7 @@ def test_every_number_of_16_bits(name: str, other: str, log_target: bool) -> Non
     every = np.arange(2**16, dtype=np.uint16).view(dtype_of(name))
     partner = np.linspace(-4, 4, every.size).astype(dtype_of(other))
     for x, t in ((every, partner), (partner, every)):
-        with np.errstate(invalid="ignore"):  # signalling NaN
+        with np.errstate(invalid="ignore"):  # signaling NaN
             wanted = narrow(terms_of(x, t, log_target=log_target), reference.result_type(x, t))
         assert_same_bits(terms(x, t, log_target=log_target), wanted)
 

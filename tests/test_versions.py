@@ -16,7 +16,7 @@ from kldiv_dask.evaluation import EvaluationWarning, checkpoint
 from kldiv_dask.kernels.checks import OPERANDS, PROBS
 from kldiv_dask.statistics import state, tables
 from kldiv_dask.versions import LAYOUT, REVISION
-from tests.commands import call
+from tests.helpers.commands import call
 from tests.test_evaluation import same_bits
 
 FOLDER = Path(__file__).parent / "data" / "layouts"
@@ -70,7 +70,7 @@ def layout_of(result):
 
 
 def test_the_layout_is_that_of_its_number(stored):
-    """If this fails, raise `versions.LAYOUT`, and make the files of it anew (see its folder)."""
+    """If this fails, raise `versions.LAYOUT`, and make the files of it anew (see tests/data)."""
     assert stored["layout"] == {"number": LAYOUT, "fields": layout_of(example())}
 
 
@@ -133,7 +133,7 @@ def digest():
 
 
 def test_the_bits_are_those_of_the_revision(stored):
-    """If this fails, raise `versions.REVISION`, and store the new digest (see the folder)."""
+    """If this fails, raise `versions.REVISION`, and store the new digest (see tests/data)."""
     assert stored["bits"] == {"revision": REVISION, "digest": digest()}
 
 

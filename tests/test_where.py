@@ -11,8 +11,8 @@ from distributed import Client
 
 from kldiv_dask import kl_div, kl_div_summary
 from tests import reference
-from tests.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
-from tests.cases import REDUCTIONS, Array, Shape, all_chunkings, dtype_of, random_chunking
+from tests.helpers.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
+from tests.helpers.cases import REDUCTIONS, Array, Shape, all_chunkings, dtype_of, random_chunking
 from tests.test_bits import LAYOUTS, Source, cut
 from tests.test_graph import Counting, random_pair, refuse, stages
 from tests.test_operands import EXPRESSIONS, OPERANDS, filtered, without_expressions

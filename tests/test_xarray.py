@@ -21,8 +21,8 @@ from kldiv_dask import (
     kl_div_with_logits,
     kl_div_with_logits_summary,
 )
-from tests.bits import assert_same_bits
-from tests.cases import log_probabilities, probabilities
+from tests.helpers.bits import assert_same_bits
+from tests.helpers.cases import log_probabilities, probabilities
 
 xr = pytest.importorskip("xarray")
 

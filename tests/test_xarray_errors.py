@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kldiv_dask import evaluate, kl_div, kl_div_summary, kl_div_with_logits
-from tests.cases import log_probabilities, probabilities
+from tests.helpers.cases import log_probabilities, probabilities
 
 xr = pytest.importorskip("xarray")
 

@@ -46,7 +46,7 @@ VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "neon": "NEON"}
 
 PACKAGES = ("numpy", "numba", "dask", "zarr", "torch", "jax", "scipy", "numexpr")
 MISSING = "\N{EN DASH}"
-# Around the tables in the README.
+# Around the tables in this folder's README.md, and around the few rows in the package's.
 MARKER = "benchmark"
 
 KERNELS = """\
@@ -63,7 +63,7 @@ the time of `(t * (da.log(t) - x)).sum()` divided by this one's.
 """
 
 
-class KeyedSums(NamedTuple):
+class Table(NamedTuple):
     """A Markdown table: its columns, and below them a label and figures for each row."""
 
     columns: Sequence[str]
@@ -120,7 +120,7 @@ def kernel_figures(times: Times, size: int, rivals: Iterable[Contestant]) -> lis
     ]
 
 
-def kernel_tables(cases: Sequence[Case], size: int, rounds: int) -> Iterator[KeyedSums]:
+def kernel_tables(cases: Sequence[Case], size: int, rounds: int) -> Iterator[Table]:
     """Measure the block functions; return a table for each number of threads."""
     rivals = [rival for rival in RIVALS if rival.available()]
     rows = {}
@@ -131,10 +131,10 @@ def kernel_tables(cases: Sequence[Case], size: int, rounds: int) -> Iterator[Key
             report(case, rows[case])
     for threads in sorted({case.threads for case in cases}):
         columns = [counted(threads), "ns", "/ reading", *(rival.name for rival in rivals)]
-        yield KeyedSums(columns, [[c.work, *rows[c]] for c in cases if c.threads == threads])
+        yield Table(columns, [[c.work, *rows[c]] for c in cases if c.threads == threads])
 
 
-def end_to_end_table(settings: Sequence[Setting], size: int, rounds: int) -> KeyedSums:
+def end_to_end_table(settings: Sequence[Setting], size: int, rounds: int) -> Table:
     """Measure reductions through Dask; return their table."""
     rows = []
     for setting in settings:
@@ -147,7 +147,7 @@ def end_to_end_table(settings: Sequence[Setting], size: int, rounds: int) -> Key
         ]
         report(setting, figures)
         rows.append([str(setting), *figures])
-    return KeyedSums(["end to end", "s", "/ bare", "/ summing", "/ reading", "Dask"], rows)
+    return Table(["end to end", "s", "/ bare", "/ summing", "/ reading", "Dask"], rows)
 
 
 def processor() -> str:
@@ -175,7 +175,7 @@ def header(rounds: int) -> str:
     return textwrap.fill(f"{processor()}; {versions()}. {how}", 100)
 
 
-def folded(summary: str, table: KeyedSums) -> str:
+def folded(summary: str, table: Table) -> str:
     """Hide a table until it is asked for."""
     return f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>"
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kldiv_dask import partial_sum
 from kldiv_dask.kernels import pointwise
 from tests.benchmarks.measurement import Array, Run, counted, in_parts
-from tests.cases import dtype_of
+from tests.helpers.cases import dtype_of
 
 CLASSES = 32768
 NARROW = ("float16", "bfloat16")

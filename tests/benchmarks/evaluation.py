@@ -38,10 +38,10 @@ def overhead_row(positions: int, classes: int, noise: float, rounds: int) -> str
                 raise ArithmeticError(f"{result.mean} is not {mean}")
             seconds["alone"].append(middle - start)
             seconds["all"].append(end - middle)
-    single_array_pair, all_of_it = (statistics.median(times[1:]) for times in seconds.values())
+    alone, all_of_it = (statistics.median(times[1:]) for times in seconds.values())
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)][1:]
     size = positions * classes
-    numbers = (1e9 * single_array_pair / size, 1e9 * all_of_it / size, statistics.median(ratios))
+    numbers = (1e9 * alone / size, 1e9 * all_of_it / size, statistics.median(ratios))
     return f"| {positions:,} x {classes:,} | {noise} | " + " | ".join(f"{n:.2f}" for n in numbers)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.cases import Array, dtype_of
+from tests.helpers.cases import Array, dtype_of
 
 PATH = Path(__file__).with_name("goldens.npz")
 

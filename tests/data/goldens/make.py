@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tests import cases
-from tests.cases import FLOATS, REDUCTIONS, SHAPES, Array, Shape, dtype_of
 from tests.data.goldens import FLAGS, PATH
+from tests.helpers import cases
+from tests.helpers.cases import FLOATS, REDUCTIONS, SHAPES, Array, Shape, dtype_of
 from tests.reference import finfo
 
 TORCH = "2.13.0"
@@ -90,7 +90,7 @@ def value_sets(types: Pair, log_target: bool) -> Iterator[tuple[str, Operands]]:
     yield "large", drawn(types, largest[0] * rng.uniform(-1, 0.6, SHAPE), ones)
     # a sum that overflows and quotients that do not
     yield "heap", drawn(types, np.full(SHAPE, -0.1 * largest[0]), ones)
-    span = np.resize(cases.cancelling(rng, 20, dtype_of(types[0]), log_target)[0], SHAPE)
+    span = np.resize(cases.canceling(rng, 20, dtype_of(types[0]), log_target)[0], SHAPE)
     yield "wide", drawn(types, span, ones)
 
     if log_target:

@@ -40,7 +40,7 @@ def position_divergence(student: list[float], teacher: list[float]) -> mpmath.mp
 
 
 def whole_logits() -> dict[str, object]:
-    """Summarise the divergences of all positions."""
+    """Summarize the divergences of all positions."""
     group = zarr.open_group(FOLDER / "logits.zarr", mode="r")
     logits = [np.asarray(group[model]).astype(np.longdouble) for model in ("student", "teacher")]
     tops = [a.argmax(axis=-1) for a in logits]

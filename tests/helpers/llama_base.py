@@ -1,13 +1,18 @@
 """Base files of llama.cpp, written as `llama-perplexity` does, row by row."""
 
 import struct
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from tests.helpers.cases import Array
 
 f4 = np.float32
 
 
-def encode(logits, nats=16):
+def encode(logits: npt.ArrayLike, nats: int = 16) -> tuple[Any, Any, Array]:
     """Quantize the logits of one position; return its scale, its minimum and its codes.
 
     The floor is 16 nats below the largest, or 24 in ik_llama.cpp.
@@ -24,18 +29,18 @@ def encode(logits, nats=16):
     return scale, floor - largest - log_sum, codes
 
 
-def row_bytes(scale, minimum, codes):
+def row_bytes(scale: float, minimum: float, codes: Array) -> bytes:
     """Give the bytes of one row."""
     padding = b"\xab\xcd" * (len(codes) % 2)  # llama.cpp leaves there what there was
     return struct.pack("<2f", scale, minimum) + np.asarray(codes, "<u2").tobytes() + padding
 
 
-def header(n_ctx, n_vocab, n_chunk, order="<"):
+def header(n_ctx: int, n_vocab: int, n_chunk: int, order: str = "<") -> bytes:
     """Give the first bytes of a file."""
     return b"_logits_" + struct.pack(f"{order}3i", n_ctx, n_vocab, n_chunk)
 
 
-def write(path, logits, tokens, nats=16):
+def write(path: str | Path, logits: npt.ArrayLike, tokens: npt.ArrayLike, nats: int = 16) -> None:
     """Write a file.
 
     Parameters
@@ -59,7 +64,7 @@ def write(path, logits, tokens, nats=16):
             file.write(row_bytes(*encode(row, nats)))
 
 
-def read(path):
+def read(path: str | Path) -> tuple[list[list[tuple[float, float, list[int]]]], Array]:
     """Read a file with nothing but `struct`.
 
     Returns
@@ -82,7 +87,7 @@ def read(path):
     return chunks, np.reshape(tokens, (n_chunk, n_ctx))
 
 
-def log_probs(path):
+def log_probs(path: str | Path) -> Array:
     """Read a file's log-probabilities as llama.cpp does, in float32."""
     return np.array(
         [
@@ -99,7 +104,7 @@ def log_probs(path):
 KINDS = "zipf", "heavy", "bulk", "wide", "peaked", "two"
 
 
-def teacher(rng, kind, n):
+def teacher(rng: np.random.Generator, kind: str, n: int) -> Array:
     """Make up the logits of one position, some of them far below the largest."""
     x = np.zeros(n)
     if kind == "zipf":
@@ -118,8 +123,8 @@ def teacher(rng, kind, n):
     return rng.permutation(x).astype(f4)
 
 
-def student(rng, logits, error):
+def student(rng: np.random.Generator, logits: Array, error: float) -> Array:
     """Add errors to logits, larger ones to those of less likely classes."""
     depth = logits.max() - logits
     noise = rng.normal(0, error, logits.size) * (1 + depth / 16)
-    return (logits + noise + error * rng.normal() * 0.3 * depth / 8).astype(f4)
+    return np.asarray(logits + noise + error * rng.normal() * 0.3 * depth / 8, f4)

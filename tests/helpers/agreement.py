@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from tests import reference
-from tests.cases import Array
+from tests.helpers.cases import Array
 
 # torch rounds up to four intermediates, each by half an eps of `magnitudes`, its logarithm and
 # exponential err by up to 1 ulp more, and it rounds sums as it goes. The worst of the goldens
@@ -29,7 +29,7 @@ def expected(input: Array, target: Array, options: dict[str, Any], module: bool)
     reduction, per_batch = resolve(options)
     result = reference.kl_div(input, target, reduction, options["log_target"])
     if per_batch and input.ndim and not module:
-        return (result / result.dtype.type(input.shape[0])).astype(result.dtype)
+        return np.asarray(result / result.dtype.type(input.shape[0])).astype(result.dtype)
     return result
 
 
@@ -66,7 +66,7 @@ def tolerance(input: Array, target: Array, options: dict[str, Any]) -> Array:
     if reduction == "none":
         return error
     divisors = {"sum": 1, "mean": error.size, "batchmean": input.shape[0] if input.ndim else 1}
-    return error.sum() / max(divisors[reduction], 1) + smallest
+    return np.asarray(error.sum() / max(divisors[reduction], 1) + smallest)
 
 
 def difference(got: Array, wanted: Array, tolerance: Array) -> str:
@@ -75,7 +75,7 @@ def difference(got: Array, wanted: Array, tolerance: Array) -> str:
         return f"dtype {got.dtype}, not {wanted.dtype}"
     if got.shape != wanted.shape:
         return f"shape {got.shape}, not {wanted.shape}"
-    a, b = np.float64(got), np.float64(wanted)
+    a, b = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
     with np.errstate(invalid="ignore"):
         close = np.where(np.isfinite(a) & np.isfinite(b), np.abs(a - b) <= tolerance, a == b)
     agree = close | (np.isnan(a) & np.isnan(b))

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sysconfig
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +21,9 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 @contextlib.contextmanager
-def started(*command, stderr=subprocess.PIPE, **environment):
+def started(
+    *command: str, stderr: int = subprocess.PIPE, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command in a session of its own; at the end, look for what it left there."""
     scratch = Path("scratch")
     scratch.mkdir()
@@ -44,7 +48,7 @@ def started(*command, stderr=subprocess.PIPE, **environment):
     assert set(os.listdir()) == before
 
 
-def session(leader):
+def session(leader: int) -> list[psutil.Process]:
     """Processes of a session, other than those that have ended."""
     found = []
     for process in psutil.process_iter():
@@ -54,7 +58,7 @@ def session(leader):
     return found
 
 
-def eventually(condition):
+def eventually(condition: Callable[[], bool]) -> bool:
     """Whether a condition comes true within ten seconds."""
     end = time.monotonic() + 10
     while not condition() and time.monotonic() < end:
@@ -62,14 +66,16 @@ def eventually(condition):
     return condition()
 
 
-def run(*command, **environment):
+def run(*command: str, **environment: Any) -> tuple[int, str, list[str]]:
     """Run a command to its end: exit code, stdout and lines on stderr."""
     with started(*command, **environment) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out.decode(), err.decode().splitlines()
 
 
-def call(capsys, *arguments, command="compute"):
+def call(
+    capsys: pytest.CaptureFixture[str], *arguments: str, command: str = "compute"
+) -> tuple[Any, str, list[str]]:
     """Call a command in this process: exit code, stdout and lines on stderr."""
     with pytest.raises(SystemExit) as end:
         main([command, *arguments], prog_name="kldiv-dask")
@@ -80,11 +86,11 @@ def call(capsys, *arguments, command="compute"):
 class Terminal:
     """A terminal to give a command as its stderr."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.end, self.stderr = pty.openpty()
         self.text = ""
 
-    def read(self, until=r"(?!)"):
+    def read(self, until: str = r"(?!)") -> str:
         """Read up to a pattern, or until nobody has the terminal open any more."""
         while not re.search(until, self.text):
             try:
@@ -93,12 +99,14 @@ class Terminal:
                 break
         return self.text
 
-    def close(self):
+    def close(self) -> None:
         os.close(self.end)
 
 
 @contextlib.contextmanager
-def at_terminal(*command, **environment):
+def at_terminal(
+    *command: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
     terminal = Terminal()
     with (
         contextlib.closing(terminal),

@@ -11,9 +11,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.deploy_files import call
+from tests.helpers.deploy_files import call
 
 # No cgroups and no accounting: these belong to the machine. Two CPUs are said to be four, so that
 # two tasks of two CPUs run at once.
@@ -57,7 +58,7 @@ wait
 
 
 @contextlib.contextmanager
-def slurm():
+def slurm() -> Iterator[dict[str, str]]:
     """Start SLURM; the environment for its commands."""
     missing = [name for name in ("munged", "slurmctld", "slurmd") if not shutil.which(name)]
     if missing or os.getuid() != 0:
@@ -91,9 +92,9 @@ def slurm():
                 daemons.kill()
 
 
-def submit(command, environment):
+def submit(command: list[str], environment: dict[str, str]) -> str:
     """Submit a job, wait for its end, and return what SLURM knows of it."""
-    number = re.search(r"\d+", call(*command, env=environment).stdout)[0]
+    number = re.findall(r"\d+", call(*command, env=environment).stdout)[0]
     end = time.monotonic() + 60
     while time.monotonic() < end:
         job = call("scontrol", "show", "job", number, env=environment).stdout
@@ -103,7 +104,7 @@ def submit(command, environment):
     raise TimeoutError(job)
 
 
-def wait_for_node(environment, folder):
+def wait_for_node(environment: dict[str, str], folder: Path) -> None:
     """Wait until the node takes jobs."""
     end = time.monotonic() + 30
     state = ""
@@ -117,7 +118,7 @@ def wait_for_node(environment, folder):
         state = done.stdout.strip()
 
 
-def free_ports(number):
+def free_ports(number: int) -> list[int]:
     """Ports that nobody listens at now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]

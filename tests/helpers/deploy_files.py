@@ -8,25 +8,30 @@ import shlex
 import signal
 import subprocess
 import sysconfig
+from collections.abc import Iterable, Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
+from typing import Any
 
 import dask
 import jsonschema
 import yaml
+from distributed import Security
 from distributed.cli import dask_scheduler, dask_worker
 from packaging.requirements import Requirement
 
 from kldiv_dask.cli import main as kldiv_dask
 from tests.deploy_crds.make import SCHEMAS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SCRIPTS = sysconfig.get_path("scripts")
 PLATFORMS = ("local", "docker", "kubernetes", "slurm")
 
 
-def call(*command, check=True, env=None, **options):
+def call(
+    *command: str | Path, check: bool = True, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a command, with the programs of this environment to be found first, to its end."""
     environment = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", **(env or {})}
     with subprocess.Popen(
@@ -48,22 +53,22 @@ def call(*command, check=True, env=None, **options):
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def load(path):
+def load(path: str) -> Any:
     """Read a YAML file."""
     return yaml.safe_load((DEPLOY / path).read_text())
 
 
-def readme(platform):
+def readme(platform: str) -> str:
     """Read the README of a platform."""
     return (DEPLOY / platform / "README.md").read_text()
 
 
-def shell(platform):
+def shell(platform: str) -> list[str]:
     """Shell blocks of a README."""
     return re.findall(r"^```sh\n(.*?)^```", readme(platform), re.MULTILINE | re.DOTALL)
 
 
-def unknown_settings(settings, known):
+def unknown_settings(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
     """Dotted names of settings that Dask's own defaults do not have."""
     names = []
     for name, value in settings.items():
@@ -75,12 +80,12 @@ def unknown_settings(settings, known):
     return names
 
 
-def with_settings():
+def with_settings() -> Any:
     """Dask's configuration with the file's settings, for the time of a context."""
     return dask.config.set(dask.config.merge(dask.config.config, load("dask.yaml")))
 
 
-def pods(resource):
+def pods(resource: dict[str, Any]) -> dict[str, Any]:
     """Pod specifications of a resource, by role."""
     spec = resource["spec"]
     cluster = spec["cluster"]["spec"] if "cluster" in spec else spec
@@ -88,14 +93,14 @@ def pods(resource):
     return found | ({"client": spec["job"]["spec"]} if "job" in spec else {})
 
 
-def violations(resource, kind):
+def violations(resource: Any, kind: str) -> list[str]:
     """Where a resource departs from what the operator and Kubernetes define."""
     schemas = json.loads(SCHEMAS.read_text()) | {"$ref": f"#/$defs/{kind}"}
     errors = jsonschema.Draft202012Validator(schemas).iter_errors(resource)
     return [f"{error.json_path}: {error.message}" for error in errors]
 
 
-def dask_commands():
+def dask_commands() -> Iterator[tuple[str, list[str]]]:
     """Commands of this package and of Dask in the files, and where they are."""
     compose = load("docker/compose.yaml")["services"]
     for service in compose.values():
@@ -110,7 +115,7 @@ def dask_commands():
             yield platform, shlex.split(line)
 
 
-def parse(command):
+def parse(command: Iterable[str]) -> None:
     """Parse a command's options without running it."""
     words = [re.sub(r"\$\(\w+\)", "1", word) for word in command]  # Kubernetes fills them in
     commands = {
@@ -121,7 +126,7 @@ def parse(command):
     commands[" ".join(words[:2])].make_context(words[0], words[2:], ignore_unknown_options=False)
 
 
-def unmet(pins, extras):
+def unmet(pins: dict[str, str], extras: Iterable[str]) -> list[str]:
     """Requirements that pins leave open, of this package and of pinned ones that are installed."""
     found = []
     for name, number in {"kldiv-dask": None, **pins}.items():
@@ -138,11 +143,12 @@ def unmet(pins, extras):
     return found
 
 
-def normal(name):
+def normal(name: str) -> str:
     """Spell a distribution's name as all indexes understand it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def named_files(security, role):
+def named_files(security: Security, role: str) -> list[Any]:
+    """Give the files that a role's TLS settings name."""
     named = security.get_tls_config_for_role(role)
     return [named[part] for part in ("ca_file", "cert", "key")]

@@ -7,8 +7,9 @@ import dask.array as da
 import numpy as np
 
 from kldiv_dask import kl_div
-from tests import cases, reference
-from tests.cases import (
+from tests import reference
+from tests.helpers import cases
+from tests.helpers.cases import (
     Array,
     Chunks,
     Shape,
@@ -70,8 +71,8 @@ def widened(x: Array, t: Array) -> tuple[Array, Array]:
 
 def terms_of(x: Array, t: Array, **options: Any) -> Array:
     """The library's terms in the type of the computation, from one call on whole arrays."""
-    pair = (da.from_array(a, chunks=-1) for a in widened(x, t))
-    lazy = kl_div(*pair, reduction="none", **options)
+    input, target = (da.from_array(a, chunks=-1) for a in widened(x, t))
+    lazy = kl_div(input, target, reduction="none", **options)
     return np.asarray(lazy.compute(scheduler="synchronous"))
 
 

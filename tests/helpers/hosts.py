@@ -5,27 +5,30 @@ as it was, and a namespace that goes takes its links along.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
 
-from tests.commands import SCRIPTS, eventually
-from tests.deploy_files import DEPLOY
+from tests.helpers.commands import SCRIPTS, eventually
+from tests.helpers.deploy_files import DEPLOY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ("client", "scheduler", "left", "right")
-IP = shutil.which("ip")
+IP = shutil.which("ip") or ""
 NUMBERS = itertools.count()
 
 
-def missing():
+def missing() -> str:
     """What keeps this machine from having other hosts on it, or an empty string."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "network namespaces need root"
@@ -38,7 +41,7 @@ def missing():
     return ""
 
 
-def ip(*arguments):
+def ip(*arguments: str) -> str:
     """Run `ip`, and return what it prints."""
     return subprocess.run([IP, *arguments], check=True, capture_output=True, text=True).stdout
 
@@ -46,11 +49,11 @@ def ip(*arguments):
 class Hosts:
     """Hosts of the addresses 10.0.0.1 and on, in the order of `NAMES`, joined by a switch."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.prefix = f"kldiv-{os.getpid()}-{next(NUMBERS)}"
         self.address = {name: f"10.0.0.{number}" for number, name in enumerate(NAMES, 1)}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.before = ip("-oneline", "link")
         try:
             switch = self._add("switch")
@@ -67,37 +70,37 @@ class Hosts:
             raise
         return self
 
-    def _add(self, name):
+    def _add(self, name: str) -> str:
         host = self.namespace(name)
         ip("netns", "add", host)
         ip("-n", host, "link", "set", "lo", "up")
         return host
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for host in self._existing():
             name = host.removeprefix(f"{self.prefix}-")
             self.kill(name)
-            assert eventually(lambda name=name: not self.processes(name))
+            assert eventually(functools.partial(self.is_idle, name))
             ip("netns", "delete", host)
         assert self._existing() == []
         assert ip("-oneline", "link") == self.before
 
-    def _existing(self):
+    def _existing(self) -> list[str]:
         names = [line.split()[0] for line in ip("netns", "list").splitlines()]
         return [name for name in names if name.startswith(f"{self.prefix}-")]
 
-    def namespace(self, name):
+    def namespace(self, name: str) -> str:
         return f"{self.prefix}-{name}"
 
-    def on(self, name, command, *arguments):
+    def on(self, name: str, command: str, *arguments: str) -> tuple[str, ...]:
         """Give the command that runs a script of this environment on a host."""
         return IP, "netns", "exec", self.namespace(name), str(SCRIPTS / command), *arguments
 
-    def link(self, name, state):
+    def link(self, name: str, state: str) -> None:
         """Pull the cable of a host out of the switch, or put it back: "down" or "up"."""
         ip("-n", self.namespace("switch"), "link", "set", name, state)
 
-    def processes(self, name):
+    def processes(self, name: str) -> list[psutil.Process]:
         """Processes on a host."""
         found = []
         for pid in map(int, ip("netns", "pids", self.namespace(name)).split()):
@@ -105,13 +108,17 @@ class Hosts:
                 found.append(psutil.Process(pid))
         return found
 
-    def kill(self, name):
+    def is_idle(self, name: str) -> bool:
+        """Whether no process is on a host."""
+        return not self.processes(name)
+
+    def kill(self, name: str) -> None:
         """End all processes on a host at once, as a loss of power would."""
         for process in self.processes(name):
             with contextlib.suppress(psutil.NoSuchProcess):  # its nanny has ended it
                 process.kill()
 
-    def workers(self, name):
+    def workers(self, name: str) -> list[psutil.Process]:
         """Worker processes on a host, without the nannies that restart them."""
         found = []
         for process in self.processes(name):
@@ -138,14 +145,16 @@ class Cluster:
 
     name = "hosts"
 
-    def __init__(self, hosts, folder, environment, each=2):
+    def __init__(
+        self, hosts: Hosts, folder: Path, environment: Mapping[str, str], each: int = 2
+    ) -> None:
         self.hosts, self.folder, self.each = hosts, folder, each
         self.scratch, self.client = folder / "scratch", folder / "client"
         self.environment = {**environment, "DASK_CONFIG": "dask.yaml"}
         self.scheduler = f"tls://{hosts.address['scheduler']}:8786"
-        self.running = {}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         (self.folder / "tls").mkdir()
         self.scratch.mkdir()
         shutil.copy(DEPLOY / "dask.yaml", self.folder)
@@ -165,17 +174,19 @@ class Cluster:
         return self
 
     @property
-    def prefix(self):
+    def prefix(self) -> tuple[str, ...]:
         return self.hosts.on("client", "kldiv-dask")
 
     @property
-    def options(self):
+    def options(self) -> tuple[str, ...]:
         return "--scheduler", self.scheduler
 
-    def workers(self, run):
+    def workers(self, process: object) -> list[psutil.Process]:
+        """Worker processes of all hosts, whichever process the command is."""
         return self.hosts.workers("left") + self.hosts.workers("right")
 
-    def _start(self, name):
+    def _start(self, name: str) -> None:
+        command: tuple[str, ...]
         host = ("--host", self.hosts.address[name], "--no-dashboard")
         if name == "scheduler":
             command = ("scheduler", *host, "--port", "8786")
@@ -192,7 +203,7 @@ class Cluster:
             )
         self._await(name, {"scheduler": "Scheduler at:"}.get(name, "Start Nanny at:"), 1)
 
-    def _await(self, name, line, times):
+    def _await(self, name: str, line: str, times: int) -> None:
         end = time.monotonic() + 60
         while (self.folder / f"{name}.log").read_text().count(line) < times:
             log = (self.folder / f"{name}.log").read_text()
@@ -200,7 +211,7 @@ class Cluster:
             assert self.running[name].poll() is None, log
             time.sleep(0.05)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for name in NAMES:
             self.hosts.link(name, "up")
         for process in reversed(self.running.values()):  # the scheduler last: workers report to it

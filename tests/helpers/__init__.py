@@ -1,0 +1,1 @@
+"""What the tests share: data, stores, commands, clusters and faults. No tests are in here."""
