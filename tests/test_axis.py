@@ -275,7 +275,7 @@ def test_stages_are_named() -> None:
     assert names["kl-div-block"] == 100
 
 
-@pytest.mark.parametrize(("outputs", "tree_reduce"), [(100, 32), (10_000, 11), (200_000, 2)])
+@pytest.mark.parametrize(("outputs", "merged"), [(100, 32), (10_000, 11), (200_000, 2)])
 def test_merges_of_many_outputs_stay_small(outputs: int, merged: int) -> None:
     parts = da.zeros((64, outputs, partial_sum.SIZE), chunks=(1, -1, -1), dtype=np.int64)
     graph = tree.tree_reduce(parts, None, (0,)).__dask_graph__()

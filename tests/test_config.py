@@ -37,7 +37,7 @@ DEFAULTS = dict(leaves(yaml.safe_load(TEXT)["kldiv"]))
 READERS = {
     "chunk-size": config.size,
     "map-files": config.flag,
-    "retry-pauses": config.pauses,
+    "retry-pauses": config.delays,
     "files-checked": config.count,
     "split-every": config.count,
     "graph-size": config.count,
@@ -265,7 +265,7 @@ def test_retries_of_processes_are_what_their_environment_says(tmp_path, monkeypa
 
 
 def test_retries_of_workers_are_what_is_set_there(tmp_path, client):
-    assert set(map(str, client.run(config.pauses, "retry-pauses").values())) == {"[0.5, 2.0]"}
+    assert set(map(str, client.run(config.delays, "retry-pauses").values())) == {"[0.5, 2.0]"}
     try:
         client.run(dask.config.set, {"kldiv.retry-pauses": [0, 0, 0, 0, 0]})
         assert attempts(tmp_path, client) == 6

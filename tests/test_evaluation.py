@@ -363,9 +363,9 @@ def test_bits_of_the_divergence(dtype, temperature, computed):
     input, target = pair("logits", dtype, shape, classes=300)
     options = {"temperature": temperature, "dtype": computed}
     found = run(input, target, groups=np.arange(84).reshape(shape), **options)
-    single_array_pair = kl_div_with_logits(input, target, reduction="none", **options).compute()
+    alone = kl_div_with_logits(input, target, reduction="none", **options).compute()
     ours = np.array([one.sum for one in found.groups.values()]).reshape(shape)
-    assert (ours.astype(single_array_pair.dtype) == single_array_pair).all()
+    assert (ours.astype(alone.dtype) == alone).all()
     for reduction, number in {"sum": found.overall.sum, "mean": found.mean}.items():
         other = kl_div_with_logits(input, target, reduction=reduction, **options).compute()
         assert other.dtype.type(number) == other

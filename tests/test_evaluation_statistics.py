@@ -96,7 +96,7 @@ def test_quantiles(name, count):
 # Student's t distribution
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 9, 1023, 10**6])
+@pytest.mark.parametrize("dof", [1, 2, 9, 1023, 10**6])
 def test_intervals(dof):
     near(interval(3.0, 0.5, dof), twin.interval(3.0, 0.5, dof))
 
@@ -141,10 +141,10 @@ def test_coverage(sequences):
         effects = r.exponential(size=(sequences, 1)) * 0.7
         values = effects + r.exponential(size=(sequences, positions)) * 0.3
         mean, error = clustered([positions] * sequences, values.sum(axis=1).tolist())
-        single_array_pair = values.std(ddof=1) / math.sqrt(values.size)
+        alone = values.std(ddof=1) / math.sqrt(values.size)
         for name, one, dof in (
             ("clustered", error, sequences - 1),
-            ("independent", single_array_pair, values.size - 1),
+            ("independent", alone, values.size - 1),
         ):
             low, high = interval(mean, one, dof)
             hits[name] += low <= 1.0 <= high

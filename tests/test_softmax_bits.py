@@ -54,8 +54,8 @@ def test_a_row_depends_on_itself_alone(dtype: str, temperature: float) -> None:
     together = whole(x, t, temperature)
     assert np.isfinite(together).sum() > 50
     assert np.isnan(together).sum() > 10
-    single_array_pair = [whole(x[i : i + 1], t[i], temperature)[0] for i in range(len(x))]
-    assert_same_bits(np.array(single_array_pair), together)
+    alone = [whole(x[i : i + 1], t[i], temperature)[0] for i in range(len(x))]
+    assert_same_bits(np.array(alone), together)
     order = np.random.default_rng(4).permutation(len(x))
     assert_same_bits(whole(x[order], t[order], temperature), together[order])
     cube = (2, 49, 1030)

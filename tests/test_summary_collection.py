@@ -31,8 +31,8 @@ def test_is_computed_alone_beside_others_and_nested(lazy):
     wanted = lazy.compute(scheduler="sync")
     assert type(wanted) is KLDivSummary
     assert [type(field) for field in wanted] == [np.float64] * 3 + [np.int64] * 5
-    single_array_pair, total = dask.compute(lazy, X.sum())
-    assert (type(single_array_pair), single_array_pair) == (KLDivSummary, wanted)
+    alone, total = dask.compute(lazy, X.sum())
+    assert (type(alone), alone) == (KLDivSummary, wanted)
     assert total == X.sum().compute()
     assert dask.compute({"runs": [lazy, 1]}) == ({"runs": [wanted, 1]},)
     assert dask.delayed(lambda found: found[0].numel)([lazy]).compute() == wanted.numel
