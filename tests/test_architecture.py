@@ -243,3 +243,24 @@ def test_public_names_are_documented(module: str, name: str) -> None:
     if not inspect.isclass(public):
         assert found["Returns"].strip()
         assert found["Raises"].strip()
+
+
+# DESIGN.md
+
+
+def test_the_design_names_files_and_layers_that_exist() -> None:
+    text = (FOLDER / "DESIGN.md").read_text()
+    names = re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|md|toml|yaml)|[\w./]+/)`", text)
+    assert len(names) > 30
+    for name in names:
+        assert (FOLDER / name).exists() or (FOLDER.parent / name).exists(), name
+    layers = set(re.findall(r"\w+", text.split("## Layers")[1].split("Only")[0])) & set(LAYERS)
+    assert layers == set(LAYERS) - {"__init__"}
+
+
+def test_constants_that_the_design_names_are_there() -> None:
+    text = (FOLDER / "DESIGN.md").read_text()
+    found = re.findall(r"`([A-Z]{4,})` in\s+`(?:kldiv_dask/)([\w/.]+)`", text)
+    assert len(found) >= 3
+    for name, path in found:
+        assert re.search(rf"^{name}\b", (FOLDER / path).read_text(), re.MULTILINE), (name, path)
