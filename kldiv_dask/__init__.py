@@ -66,8 +66,8 @@ def __getattr__(name: str) -> Any:
         return version("kldiv-dask")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = next((room for room, names in _LAYERS.items() if name in names), "functional")
-    return getattr(import_module(f"kldiv_dask.{room}"), name)
+    layer = next((layer for layer, names in _LAYERS.items() if name in names), "functional")
+    return getattr(import_module(f"kldiv_dask.{layer}"), name)
 
 
 def __dir__() -> list[str]:

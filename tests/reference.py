@@ -1,4 +1,4 @@
-"""The slow twin of `kl_div`: short, obvious code that every fast path is judged by.
+"""The slow reference of `kl_div`: short, obvious code that every fast path is judged by.
 
 Terms are computed in NumPy with correctly rounded logarithms and exponentials; sums are exact
 rationals that are rounded once. Nothing here imports the library.

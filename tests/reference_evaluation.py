@@ -1,4 +1,4 @@
-"""The slow twin of `evaluate`: all positions at once, in long doubles. Nothing here imports it."""
+"""The slow reference of `evaluate`, in long doubles. Nothing here imports the library."""
 
 import math
 from typing import Any, NamedTuple

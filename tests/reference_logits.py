@@ -1,4 +1,4 @@
-"""The slow twin of the divergence from logits, in many digits. Nothing here imports the library."""
+"""The slow reference of `kl_div_with_logits`, in many digits. Nothing here imports the library."""
 
 import math
 from typing import Any

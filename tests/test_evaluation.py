@@ -1,4 +1,4 @@
-"""Evaluations against their slow twin, and that their bits depend on the data alone."""
+"""Evaluations against their slow reference, and that their bits depend on the data alone."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from kldiv_dask.statistics.chunks import EvaluationSpec, evaluate_chunks
 from kldiv_dask.statistics.sketch import RELATIVE_ERROR
 from kldiv_dask.statistics.state import merge
 from kldiv_dask.statistics.summarize import PROBABILITIES
-from tests import reference_evaluation as twin
+from tests import reference_evaluation as reference
 from tests.helpers.cases import slow_unless
 
 OCR = Path(__file__).parent / "data" / "ocr"
@@ -85,7 +85,7 @@ def near(found, expected, relative=1e-6, absolute=0.0):
 
 
 def check(found, expected, relative=1e-6):
-    """Compare statistics with those of the twin, field by field."""
+    """Compare statistics with those of the reference, field by field."""
     labels = expected.pop("labels", None)
     exact = {"count", "clusters", "worst", "quantiles", "labels", "histogram"}
     exact |= {"by_position", "checks", "worst_finite", "finite"}
@@ -118,13 +118,13 @@ def sequences_of(shape, axis):
 
 
 def expected_of(input, target, shape, *, where=None, labels=None, cluster_axis=0, **options):
-    measured = twin.measure(input, target, labels=labels, **options)
+    measured = reference.measure(input, target, labels=labels, **options)
     taken = np.ones(shape, bool) if where is None else where
     labeled = None if labels is None else labels != -100
     sequences = sequences_of(shape, cluster_axis)
 
     def of(chosen):
-        return twin.statistics(measured, chosen, sequences, labeled, PROBABILITIES)
+        return reference.statistics(measured, chosen, sequences, labeled, PROBABILITIES)
 
     return of, taken, measured
 
@@ -199,7 +199,7 @@ def check_by_position(found, kl, taken, relative, step=1):
         run = (..., slice(start, start + step))
         chosen = kl[run][taken[run]]
         if chosen.size:
-            kept = twin.finite_mean(chosen)
+            kept = reference.finite_mean(chosen)
             expected.append(
                 {"start": start, "stop": min(start + step, kl.shape[-1]), "count": chosen.size}
                 | {"nan": kept["nan"], "infinite": kept["infinite"]}
@@ -305,14 +305,14 @@ def test_one_position(cut):
     input, target = (a[0] for a in pair("logits", "float64", (1,)))
     chunks = -1 if cut == "none" else 4
     found = run(*(da.from_array(a, chunks=chunks) for a in (input, target)), labels=2)
-    measured = twin.measure(input, target, labels=np.array(2))
+    measured = reference.measure(input, target, labels=np.array(2))
     assert (found.count, found.overall.clusters, found.worst[0]["index"]) == (1, 1, [])
     near(found.mean, float(measured.kl), 1e-11)
     near(found.labels.nll_input, float(measured.nll_input), 1e-11)
     assert math.isnan(found.overall.standard_error)
 
 
-# Real data: what a text recognizer and its quantized twin say
+# Real data: what a text recognizer and its quantized reference say
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-6), ("float64", 1e-12)])
@@ -334,7 +334,7 @@ def test_real_log_probs():
     found = run(*paths, kind="log_probs")
     near(found.overall.sum, expected["sum"], 1e-9)
     near(found.mean, expected["sum"] / 40, 1e-9)
-    measured = twin.measure(*map(np.load, paths), kind="log_probs")
+    measured = reference.measure(*map(np.load, paths), kind="log_probs")
     near(found.overall.jensen_shannon, float(measured.jensen_shannon.mean()), 1e-7)
     near(found.overall.reverse_kl, float(measured.reverse_kl.mean()), 1e-9)
     assert found.checks["target_not_normalized"]["count"] == 0

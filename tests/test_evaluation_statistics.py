@@ -12,7 +12,7 @@ from kldiv_dask import Evaluation, compare, evaluate
 from kldiv_dask.statistics import sketch, state
 from kldiv_dask.statistics.intervals import clustered, interval, p_value
 from kldiv_dask.statistics.summarize import PROBABILITIES
-from tests import reference_evaluation as twin
+from tests import reference_evaluation as reference
 from tests.test_evaluation import check_by_position, same_bits
 
 
@@ -98,7 +98,7 @@ def test_quantiles(name, count):
 
 @pytest.mark.parametrize("dof", [1, 2, 9, 1023, 10**6])
 def test_intervals(dof):
-    near(interval(3.0, 0.5, dof), twin.interval(3.0, 0.5, dof))
+    near(interval(3.0, 0.5, dof), reference.interval(3.0, 0.5, dof))
 
 
 def test_intervals_of_too_little():
@@ -124,11 +124,11 @@ def test_clustered_against_twin():
     counts = np.bincount(sequences)
     sums = np.bincount(sequences, values)
     mean, error = clustered(counts.tolist(), sums.tolist())
-    expected, clusters = twin.clustered(values, sequences)
+    expected, clusters = reference.clustered(values, sequences)
     assert clusters == 50
     near(mean, values.mean())
     near(error, expected)
-    near(interval(mean, error, 49), twin.interval(mean, error, 49))
+    near(interval(mean, error, 49), reference.interval(mean, error, 49))
 
 
 @pytest.mark.parametrize("sequences", [40, 200])
@@ -158,9 +158,9 @@ def test_many_sequences(sequences):
     student, teacher = logits((sequences, 3))
     found = run(student, teacher).overall
     step = -(-sequences // 1024)
-    kl = twin.measure(student, teacher).kl
+    kl = reference.measure(student, teacher).kl
     runs = np.broadcast_to(np.arange(sequences)[:, None] // step, kl.shape)
-    error, clusters = twin.clustered(kl, runs)
+    error, clusters = reference.clustered(kl, runs)
     assert found.clusters == clusters <= 1024
     near(found.standard_error_clustered, error, 1e-10)
 
@@ -175,7 +175,7 @@ def test_compare(noise):
         teacher + size * rng(1, i).normal(size=teacher.shape) for i, size in enumerate((0.3, noise))
     ]
     found = compare(*(run(student, teacher) for student in students))
-    means = [twin.measure(s, teacher).kl.mean(axis=1).astype(float) for s in students]
+    means = [reference.measure(s, teacher).kl.mean(axis=1).astype(float) for s in students]
     expected = stats.ttest_rel(*means)
     near(found.difference, means[0].mean() - means[1].mean(), 1e-9)
     near(found.p_value, expected.pvalue, 1e-6)
@@ -394,9 +394,9 @@ def test_halvings(monkeypatch, most, groups):
     # Halved `h` times, a cell is 2**h sequences.
     halvings = found[0].state.cells.halvings
     assert halvings > 0
-    kl = twin.measure(student, teacher).kl
+    kl = reference.measure(student, teacher).kl
     cells = np.broadcast_to(np.arange(64)[:, None] >> halvings, shape)
-    error, clusters = twin.clustered(kl[where], cells[where])
+    error, clusters = reference.clustered(kl[where], cells[where])
     assert found[0].overall.clusters == clusters
     near(found[0].overall.standard_error_clustered, error, 1e-10)
     step = 2 ** found[0].state.group_columns.halvings
