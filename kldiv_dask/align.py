@@ -203,15 +203,18 @@ def align_to_result(name: str, where: Any, chunks: Chunks) -> da.Array:
     if type(where) is np.ndarray:
         where = plain(name, where)
     shape = tuple(map(sum, chunks))
-    own = list(zip(range(-1, -len(where.shape) - 1, -1), reversed(where.shape), strict=True))
-    if len(own) > len(shape) or any(_differ(size, shape[axis]) for axis, size in own if size != 1):
+    axis_sizes = list(zip(range(-1, -len(where.shape) - 1, -1), reversed(where.shape), strict=True))
+    if len(axis_sizes) > len(shape) or any(
+        _differ(size, shape[axis]) for axis, size in axis_sizes if size != 1
+    ):
         raise ValueError(
             f"{name} of shape {where.shape} does not broadcast to the shape {shape} of the result"
         )
-    wide = [axis for axis, size in own if size != 1]
+    wide = [axis for axis, size in axis_sizes if size != 1]
     if not isinstance(where, da.Array):
         cut = {axis: chunks[axis] for axis in wide if not math.isnan(shape[axis])}
-        where = da.from_array(where, chunks=tuple(cut.get(axis, -1) for axis, _ in reversed(own)))
+        sizes = tuple(cut.get(axis, -1) for axis, _ in reversed(axis_sizes))
+        where = da.from_array(where, chunks=sizes)
     check_numpy(name, where)
     where = _joined(plain(name, where))
     wanted = _chunks_like(chunks, where, wide, ("the result", name))

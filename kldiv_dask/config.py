@@ -27,10 +27,10 @@ def size(key: str) -> int:
     67108864
     """
     value = _get(key)
-    found = _number(value, parse_bytes)
-    if not 1 <= found < math.inf:
+    number = _number(value, parse_bytes)
+    if not 1 <= number < math.inf:
         raise _refused(key, value, "a size such as '64 MiB', or a number of bytes, from 1 on")
-    return int(found)
+    return int(number)
 
 
 def flag(key: str) -> bool:
@@ -76,10 +76,10 @@ def seconds(key: str) -> float:
     300.0
     """
     value = _get(key)
-    found = _number(value, parse_timedelta)
-    if not 0 <= found < math.inf:
+    number = _number(value, parse_timedelta)
+    if not 0 <= number < math.inf:
         raise _refused(key, value, "a duration such as '5 minutes', or a number of seconds")
-    return found
+    return number
 
 
 def delays(key: str) -> list[float]:
@@ -88,16 +88,16 @@ def delays(key: str) -> list[float]:
     Examples
     --------
     >>> import dask
-    >>> with dask.config.set({"kldiv.retry-pauses": [1, "1 minute"]}):
-    ...     pauses("retry-pauses")
+    >>> with dask.config.set({"kldiv.retry-delays": [1, "1 minute"]}):
+    ...     delays("retry-delays")
     [1.0, 60.0]
     """
     value = _get(key)
-    known = isinstance(value, list | tuple)
-    found = [_number(one, parse_timedelta) for one in value] if known else [math.nan]
-    if not all(0 <= one < math.inf for one in found):
+    is_list = isinstance(value, list | tuple)
+    numbers = [_number(delay, parse_timedelta) for delay in value] if is_list else [math.nan]
+    if not all(0 <= number < math.inf for number in numbers):
         raise _refused(key, value, "a list of durations such as [0.5, '2 s'], or [] for none")
-    return found
+    return numbers
 
 
 def _get(key: str) -> Any:

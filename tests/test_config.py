@@ -37,7 +37,7 @@ DEFAULTS = dict(leaves(yaml.safe_load(TEXT)["kldiv"]))
 READERS = {
     "chunk-size": config.size,
     "map-files": config.flag,
-    "retry-pauses": config.delays,
+    "retry-delays": config.delays,
     "files-checked": config.count,
     "split-every": config.count,
     "graph-size": config.count,
@@ -68,7 +68,7 @@ def test_the_defaults_are_in_force_and_mean_something():
     assert {key: read(key) for key, read in READERS.items()} == {
         "chunk-size": 2**27,
         "map-files": True,
-        "retry-pauses": [0.5, 2.0],
+        "retry-delays": [0.5, 2.0],
         "files-checked": 10_000,
         "split-every": 32,
         "graph-size": 100_000,
@@ -97,8 +97,8 @@ def test_every_key_has_a_comment_with_a_reason():
     [
         ("chunk-size", "64MiB", 2**26),
         ("chunk-size", 1e6, 10**6),
-        ("retry-pauses", [], []),
-        ("retry-pauses", (1, "250 ms"), [1.0, 0.25]),
+        ("retry-delays", [], []),
+        ("retry-delays", (1, "250 ms"), [1.0, 0.25]),
         ("split-every", 2, 2),
         ("evaluate.checkpoint-interval", 0, 0.0),
         ("evaluate.checkpoint-interval", "5 minutes", 300.0),
@@ -111,12 +111,12 @@ def test_values(key, value, wanted):
 
 SIZE = "a size such as '64 MiB', or a number of bytes, from 1 on"
 DURATION = "a duration such as '5 minutes', or a number of seconds"
-PAUSES = "a list of durations such as [0.5, '2 s'], or [] for none"
+DELAYS = "a list of durations such as [0.5, '2 s'], or [] for none"
 NONSENSE = ["abc", "", "5 parsecs", None, True, {}, -1, float("nan"), float("inf"), 10**400]
 REFUSED = [
     *(("chunk-size", value, SIZE) for value in [*NONSENSE, [], 0, "0 B"]),
     *(("evaluate.checkpoint-interval", value, DURATION) for value in [*NONSENSE, [], "-1 s"]),
-    *(("retry-pauses", value, PAUSES) for value in [*NONSENSE, 2, "1 s", [1, "abc"], [-1], [True]]),
+    *(("retry-delays", value, DELAYS) for value in [*NONSENSE, 2, "1 s", [1, "abc"], [-1], [True]]),
     *(
         (key, value, "a whole number from 1 on")
         for key in ("files-checked", "graph-size", "slab-size")
@@ -252,25 +252,25 @@ def attempts(folder, scheduler):
     return os.path.getsize(source.path)
 
 
-@pytest.mark.parametrize("pauses", [[], [0, 0, 0]])
-def test_retries(tmp_path, pauses):
-    with dask.config.set({"kldiv.retry-pauses": pauses}):
-        assert attempts(tmp_path, "sync") == 1 + len(pauses)
+@pytest.mark.parametrize("delays", [[], [0, 0, 0]])
+def test_retries(tmp_path, delays):
+    with dask.config.set({"kldiv.retry-delays": delays}):
+        assert attempts(tmp_path, "sync") == 1 + len(delays)
 
 
 def test_retries_of_processes_are_what_their_environment_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("DASK_KLDIV__RETRY_PAUSES", "[0, 0, 0, 0]")
-    assert config.delays("retry-pauses") == [0.5, 2.0]
+    monkeypatch.setenv("DASK_KLDIV__RETRY_DELAYS", "[0, 0, 0, 0]")
+    assert config.delays("retry-delays") == [0.5, 2.0]
     assert attempts(tmp_path, "processes") == 5
 
 
 def test_retries_of_workers_are_what_is_set_there(tmp_path, client):
-    assert set(map(str, client.run(config.delays, "retry-pauses").values())) == {"[0.5, 2.0]"}
+    assert set(map(str, client.run(config.delays, "retry-delays").values())) == {"[0.5, 2.0]"}
     try:
-        client.run(dask.config.set, {"kldiv.retry-pauses": [0, 0, 0, 0, 0]})
+        client.run(dask.config.set, {"kldiv.retry-delays": [0, 0, 0, 0, 0]})
         assert attempts(tmp_path, client) == 6
     finally:
-        client.run(dask.config.set, {"kldiv.retry-pauses": DEFAULTS["kldiv.retry-pauses"]})
+        client.run(dask.config.set, {"kldiv.retry-delays": DEFAULTS["kldiv.retry-delays"]})
 
 
 # Where it comes from

@@ -235,7 +235,7 @@ def test_names_are_shown_without_control_characters(tmp_path, end):
     for file in [path] if path.is_file() else path.rglob("0"):
         if file.is_file():
             file.write_bytes(b"x")
-    with dask.config.set({"kldiv.retry-pauses": []}), pytest.raises(ChunkReadError) as caught:
+    with dask.config.set({"kldiv.retry-delays": []}), pytest.raises(ChunkReadError) as caught:
         x.compute()
     said.append(str(caught.value))
     for message in said:

@@ -21,7 +21,7 @@ ROWS = np.random.default_rng(0).normal(size=(400, 1000)).astype("f4")
 
 @pytest.fixture(autouse=True)
 def at_once():
-    with dask.config.set({"kldiv.retry-pauses": []}):
+    with dask.config.set({"kldiv.retry-delays": []}):
         yield
 
 
@@ -88,7 +88,7 @@ import dask
 from kldiv_dask import open_array
 from kldiv_dask.storage import mapped
 path = sys.argv[1]
-with dask.config.set({"kldiv.map-files": False, "kldiv.retry-pauses": []}):
+with dask.config.set({"kldiv.map-files": False, "kldiv.retry-delays": []}):
     x = open_array(path)
     real = mapped.check_unchanged
     checks = iter(range(100))

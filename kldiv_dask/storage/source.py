@@ -135,7 +135,7 @@ class Source(ABC):
     def __getitem__(self, index: Any) -> np.ndarray[Any, np.dtype[Any]]:
         index = index if isinstance(index, tuple) else (index,)
         index += (slice(None),) * (self.ndim - len(index))
-        delays = iter(config.delays("retry-pauses"))
+        delays = iter(config.delays("retry-delays"))
         while True:
             try:
                 return self._masked(np.asarray(self.read(index), dtype=self.dtype))

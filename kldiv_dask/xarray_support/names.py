@@ -36,9 +36,9 @@ def coordinate(name: str, key: Any, input: Any, target: Any) -> Any:
     if operands and isinstance(key, str):
         found = [array.coords[key] for array in operands if key in array.coords]
         if not found:
-            known = format_names(dict.fromkeys(c for array in operands for c in array.coords))
+            names = format_names(dict.fromkeys(c for array in operands for c in array.coords))
             raise ValueError(
-                f"{name} must be a coordinate of input or target, {known}, an array, or a file as "
+                f"{name} must be a coordinate of input or target, {names}, an array, or a file as "
                 f"pathlib.Path, got {key!r}"
             )
         if not found[0].variable.broadcast_equals(found[-1].variable):
@@ -58,35 +58,35 @@ def own_dims(arrays: Arrays) -> dict[str, list[str]]:
     return {n: list(map(str, a.dims)) for n, a in arrays.items() if is_dataarray(n, a)}
 
 
-def resolve_dims(dim: Any, axis: Any, named: Arrays, every: Dims, classes: bool) -> Dims:
+def resolve_dims(dim: Any, axis: Any, dataarrays: Arrays, all_dims: Dims, classes: bool) -> Dims:
     """Return the names of the dimensions that are meant, by default all."""
     if dim is not None:
         if axis != (-1 if classes else None):
             raise ValueError(f"dim or axis must be given, not both, got {dim!r} and {axis!r}")
         one = classes or isinstance(dim, str) or not isinstance(dim, Iterable)
-        meant: Dims = (dim,) if one else tuple(dim)
-        if not all(d in every for d in meant):
+        chosen: Dims = (dim,) if one else tuple(dim)
+        if not all(d in all_dims for d in chosen):
             raise ValueError(
-                f"dim is {dim!r}; the dimensions of the operands are {format_names(every)}"
+                f"dim is {dim!r}; the dimensions of the operands are {format_names(all_dims)}"
             )
-        if len(set(meant)) < len(meant):
+        if len(set(chosen)) < len(chosen):
             raise ValueError(f"dim is {dim!r}, which names a dimension twice")
-        return meant
+        return chosen
     if classes:
         axis = resolve_integer_axis(axis)
     elif axis is None:
-        return every
-    resolve_axes(axis, max(array.ndim for array in named.values()))  # for its errors
-    meant = ()
+        return all_dims
+    resolve_axes(axis, max(array.ndim for array in dataarrays.values()))  # for its errors
+    chosen = ()
     for number in axis if isinstance(axis, tuple) else (axis,):
-        found = {n: a.dims[number] for n, a in named.items() if -a.ndim <= number < a.ndim}
+        found = {n: a.dims[number] for n, a in dataarrays.items() if -a.ndim <= number < a.ndim}
         if len(set(found.values())) > 1:
             dims = " and ".join(f"{d!r} of {name}" for name, d in found.items())
             raise ValueError(
                 f"axis {number} is {dims}; give its name as dim, or transpose one of them"
             )
-        meant += (*found.values(),)[:1]
-    return meant
+        chosen += (*found.values(),)[:1]
+    return chosen
 
 
 def check_labels(labeled: Arrays) -> None:
@@ -119,7 +119,7 @@ def check_labels(labeled: Arrays) -> None:
                 )
 
 
-def dims_of(name: str, array: Any, sizes: Sizes, named: Arrays) -> Dims:
+def dims_of(name: str, array: Any, sizes: Sizes, dataarrays: Arrays) -> Dims:
     """Return the dimensions of an array; the axes of a plain one stand for the last of `sizes`."""
     dims = tuple(sizes)
     if is_dataarray(name, array):
@@ -130,19 +130,21 @@ def dims_of(name: str, array: Any, sizes: Sizes, named: Arrays) -> Dims:
             )
         return tuple(array.dims)
     shape = array.shape if hasattr(array, "shape") else np.shape(array)
-    ends = [tuple(d for d in other.dims if d in sizes) for other in named.values()]
+    ends = [tuple(d for d in other.dims if d in sizes) for other in dataarrays.values()]
     if shape and any(end != dims[len(dims) - len(end) :] for end in ends):
         raise ValueError(
             f"{name} must be a DataArray, as the dimensions of input and target are not in one "
             "order, got a plain array"
         )
-    own = dims[max(len(dims) - len(shape), 0) :]
-    if len(shape) > len(own) or any(sizes[d] == 1 != n for d, n in zip(own, shape, strict=True)):
+    last_dims = dims[max(len(dims) - len(shape), 0) :]
+    if len(shape) > len(last_dims) or any(
+        sizes[d] == 1 != n for d, n in zip(last_dims, shape, strict=True)
+    ):
         raise ValueError(
             f"{name} must be a DataArray, or a plain array with at most the axes "
             f"{format_names(dims)} of lengths {tuple(sizes.values())}, got one of shape {shape}"
         )
-    return own
+    return last_dims
 
 
 def format_names(names: Iterable[Hashable]) -> str:
