@@ -22,12 +22,12 @@ import sys
 import numpy as np
 from numba.core.event import install_recorder
 with install_recorder("numba:compile") as recorder:
-    from kldiv_dask import partial
+    from kldiv_dask import partial_sum
     from kldiv_dask.kernels import pointwise
     x = np.full(1000, -1.0, sys.argv[1])
-    state = partial.zero()
-    pointwise.add_block(state, x, np.ones_like(x), pointwise.Term(x.dtype, False, False))
-assert partial.total(state).units == 1000 << 1074
+    state = partial_sum.zero()
+    pointwise.add_block(state, x, np.ones_like(x), pointwise.PointwiseSpec(x.dtype, False, False))
+assert partial_sum.total(state).units == 1000 << 1074
 print(len(recorder.buffer))
 """
 
@@ -181,4 +181,4 @@ def test_kernels_count_no_references(monkeypatch):
 
 def test_all_functions_of_kernels_are_compiled_with_the_same_options():
     for path in (PACKAGE / "kernels").glob("*.py"):
-        assert path.name == "compiled.py" or "njit" not in path.read_text(), path
+        assert path.name == "jit.py" or "njit" not in path.read_text(), path

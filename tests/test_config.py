@@ -129,7 +129,7 @@ REFUSED = [
 def test_refused(key, value, accepted):
     with (
         dask.config.set({f"kldiv.{key}": value}),
-        pytest.raises(ValueError, match=f"^kldiv.{key} is ") as caught,
+        pytest.raises(ValueError, match=f"^kldiv.{key} must be ") as caught,
     ):
         READERS[key](key)
     assert str(caught.value) == f"kldiv.{key} must be {accepted}, got {value!r}"
@@ -168,7 +168,7 @@ def test_split_every():
     for value in (1, "8"):
         with (
             dask.config.set({"kldiv.split-every": value}),
-            pytest.raises(ValueError, match=f"^kldiv.split-every is {value!r}; .* from 2 on$"),
+            pytest.raises(ValueError, match=f"^kldiv.split-every must be .*, got {value!r}$"),
         ):
             kl_div(x, x, reduction="sum")
 

@@ -194,7 +194,7 @@ def test_a_pair_of_chunks_is_one_task(tmp_path, kinds):
     if not EXPRESSIONS:
         graph = dict(optimized.__dask_graph__())
         assert len(graph) == 32
-        assert not any(task.dependencies for task in graph.finalize_array())
+        assert not any(task.dependencies for task in graph.values())
     assert (terms.compute() == 0).all()
 
 

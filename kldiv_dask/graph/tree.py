@@ -54,6 +54,9 @@ def reduce_blocks(
     shares = fan_in(split_every, numblocks, limit)
     if math.prod(numblocks) == 1:
         return blocks
+    # What is merged has a length of its own along the last axis, if that is not merged.
+    *_, last = blocks.shape
+    length = 0 if blocks.ndim - 1 in axes else last
     return da.reduction(
         blocks,
         identity,
@@ -62,7 +65,7 @@ def reduce_blocks(
         keepdims=True,
         dtype=blocks.dtype,
         split_every={axis: shares[axis] for axis in axes},
-        meta=np.empty((0,) * blocks.ndim, blocks.dtype),
+        meta=np.empty((0,) * (blocks.ndim - 1) + (length,), blocks.dtype),
     )
 
 
