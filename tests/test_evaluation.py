@@ -14,9 +14,9 @@ import pytest
 from kldiv_dask import EvaluationError, EvaluationWarning, evaluate, kl_div_with_logits
 from kldiv_dask.evaluation.checkpoint import packed
 from kldiv_dask.statistics.chunks import EvaluationSpec, evaluate_chunks
+from kldiv_dask.statistics.distribution import PROBABILITIES
 from kldiv_dask.statistics.sketch import RELATIVE_ERROR
 from kldiv_dask.statistics.state import merge
-from kldiv_dask.statistics.summarize import PROBABILITIES
 from tests import reference_evaluation as reference
 from tests.helpers.cases import slow_unless
 

@@ -10,8 +10,8 @@ from scipy import special, stats
 
 from kldiv_dask import Evaluation, compare, evaluate
 from kldiv_dask.statistics import sketch, state
+from kldiv_dask.statistics.distribution import PROBABILITIES
 from kldiv_dask.statistics.intervals import clustered, interval, p_value
-from kldiv_dask.statistics.summarize import PROBABILITIES
 from tests import reference_evaluation as reference
 from tests.test_evaluation import check_by_position, same_bits
 
@@ -378,10 +378,10 @@ def test_json(tmp_path):
 
 
 @pytest.mark.parametrize("groups", [1, 3, 20])
-@pytest.mark.parametrize("most", [4, 16])
-def test_halvings(monkeypatch, most, groups):
+@pytest.mark.parametrize("limit", [4, 16])
+def test_halvings(monkeypatch, limit, groups):
     """Cells are joined as often for any order of the data."""
-    monkeypatch.setattr(state, "MOST_RUNS", most)
+    monkeypatch.setattr(state, "MAX_RUNS", limit)
     shape = (64, 3)
     student, teacher = logits(shape)
     names = np.arange(64)[:, None] * groups // 64
@@ -400,7 +400,7 @@ def test_halvings(monkeypatch, most, groups):
     assert found[0].overall.clusters == clusters
     near(found[0].overall.standard_error_clustered, error, 1e-10)
     step = 2 ** found[0].state.group_columns.halvings
-    assert step > 1 or 3 * groups <= max(most, groups)
+    assert step > 1 or 3 * groups <= max(limit, groups)
     for name, one in found[0].groups.items():
         check_by_position(one, kl, where & (names == name), 1e-10, step)
     check_by_position(found[0].overall, kl, where, 1e-10)

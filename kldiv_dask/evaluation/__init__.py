@@ -4,7 +4,7 @@ from kldiv_dask.evaluation.comparison import Comparison, compare
 from kldiv_dask.evaluation.errors import EvaluationError, EvaluationWarning
 from kldiv_dask.evaluation.job import evaluate
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.statistics.summarize import Statistics
+from kldiv_dask.statistics.results import Statistics
 
 __all__ = [
     "Comparison",

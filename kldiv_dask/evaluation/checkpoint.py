@@ -18,7 +18,8 @@ from kldiv_dask.evaluation import files
 from kldiv_dask.evaluation.data import Identities, differences
 from kldiv_dask.evaluation.errors import CheckpointError
 from kldiv_dask.evaluation.regions import size
-from kldiv_dask.statistics.state import EvaluationState, Extremes
+from kldiv_dask.statistics.extremes import Extremes
+from kldiv_dask.statistics.state import EvaluationState
 from kldiv_dask.statistics.tables import KeyedSums
 from kldiv_dask.versions import LAYOUT
 

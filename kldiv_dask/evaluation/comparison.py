@@ -140,7 +140,8 @@ def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.KeyedSums]:
     if None not in each:
         common = math.lcm(*each)
         cells = [
-            tables.joined(*pair) for pair in zip(cells, (common // n for n in each), strict=True)
+            tables.join_neighbors(*pair)
+            for pair in zip(cells, (common // n for n in each), strict=True)
         ]
     if not all(np.array_equal(*pair) for pair in zip(cells[0][:2], cells[1][:2], strict=True)):
         raise ValueError(

@@ -145,7 +145,7 @@ class Request:
                 else {}
             ),
         }
-        options |= operands.present() | {"each": plan.each}
+        options |= operands.present() | {"each": plan.sequences_per_cell}
         result = Evaluation(end.state, options, provenance, end.skipped, missing)
         warn_of_result(result, early)
         return result

@@ -14,8 +14,9 @@ from kldiv_dask.evaluation import checkpoint, files
 from kldiv_dask.report import plots, render, wording
 from kldiv_dask.statistics import doubts
 from kldiv_dask.statistics import state as states
+from kldiv_dask.statistics.results import Labels, Statistics
 from kldiv_dask.statistics.state import CHECKS, EvaluationState
-from kldiv_dask.statistics.summarize import Labels, Statistics, statistics
+from kldiv_dask.statistics.summarize import summarize
 
 # Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks. 3: "nan",
 # "infinite", "finite" and "worst_finite" of statistics; their errors are those of finite positions.
@@ -70,7 +71,7 @@ class Evaluation:
     @cached_property
     def overall(self) -> Statistics:
         """The statistics of all positions."""
-        return statistics(states.merge_groups(self.state), 0, self.shape)
+        return summarize(states.merge_groups(self.state), 0, self.shape)
 
     @cached_property
     def groups(self) -> dict[Any, Statistics]:
@@ -78,7 +79,7 @@ class Evaluation:
         if not self.options["groups"]:
             return {}
         names = self.state.groups.tolist()
-        return {name: statistics(self.state, code, self.shape) for code, name in enumerate(names)}
+        return {name: summarize(self.state, code, self.shape) for code, name in enumerate(names)}
 
     @property
     def count(self) -> int:

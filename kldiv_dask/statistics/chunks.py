@@ -1,4 +1,4 @@
-"""From a pair of chunks to the state of its positions."""
+"""From a pair of chunks to the state of their positions."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,21 +9,23 @@ import numpy.typing as npt
 from kldiv_dask.kernels.softmax_batches import measured
 from kldiv_dask.kernels.softmax_measures import MEASURES
 from kldiv_dask.statistics import state
-from kldiv_dask.statistics.state import CELLS, COLUMNS, EvaluationState, Positions
+from kldiv_dask.statistics.positions import Positions, state_of
+from kldiv_dask.statistics.state import CELLS, COLUMNS, EvaluationState
+from kldiv_dask.statistics.tables import Integers
 
-# torch's label of positions that have none.
+# torch's label of positions without one.
 NO_LABEL = -100
 
-# States that are merged at a time.
-AT_ONCE = 32
+# How many states are merged at once.
+MERGED_AT_ONCE = 32
 
 
 class EvaluationSpec(NamedTuple):
-    """What all chunks have to know.
+    """What is the same for all chunks.
 
-    `shape` is that of all positions, `cluster_axis` the one along which sequences are counted;
-    `tolerances` are how far from 1 the probabilities of input and target may sum; `generalized`
-    says to add - p + q to each summand of the divergence, as they do not.
+    `shape` is that of all positions, and `cluster_axis` the axis along which sequences are counted.
+    `tolerances` are how far from 1 the probabilities of input and target may sum. `generalized`
+    says to add - p + q to each summand of the divergence, for rows that do not sum to 1.
     """
 
     shape: tuple[int, ...]
@@ -35,8 +37,8 @@ class EvaluationSpec(NamedTuple):
     generalized: bool = False
 
     @property
-    def each(self) -> int:
-        """How many neighboring sequences are put together, so that there are at most `CELLS`."""
+    def sequences_per_cell(self) -> int:
+        """How many neighboring sequences are joined, so that there are at most `CELLS` cells."""
         return run_length(self.shape[self.cluster_axis], CELLS) if self.shape else 1
 
 
@@ -56,9 +58,9 @@ def evaluate_chunks(
     input, target : arrays that broadcast together
         With all classes along the last axis.
     start : tuple of int
-        Where the chunks begin among all positions.
+        The index of the first of these positions among all.
     where, groups, labels : arrays that broadcast to the positions, optional
-        Which positions to take part, the name of the group of each, and the class that is right.
+        Which positions to include, the name of the group of each, and the class that is right.
     """
     *shape, classes = np.broadcast_shapes(input.shape, target.shape)
     names, codes = np.zeros(1, np.int64), None
@@ -72,48 +74,81 @@ def evaluate_chunks(
         labeled = labels != NO_LABEL
         _check_labels(labels, labeled, classes, tuple(shape), start)
         chosen = np.where(labeled, labels, 0)
-    states = [_nothing(names, labels is not None)]
+    states = [_empty_state(names, labels is not None)]
     options = plan.dtype, plan.temperature, plan.kind, plan.tolerances, plan.generalized
     for batch in measured(input, target, chosen, *options):
         size = batch.measures.shape[1]
         part = slice(batch.start, batch.start + size)
-        taken = slice(None) if included is None else np.flatnonzero(included[part])
-        flat = np.arange(part.start, part.stop)[taken]
-        # NumPy has no index of an array without axes.
-        inner = np.unravel_index(flat, tuple(shape)) if shape else ()
-        places = [axis + first for axis, first in zip(inner, start, strict=True)]
+        selection = slice(None) if included is None else np.flatnonzero(included[part])
+        local = np.arange(part.start, part.stop)[selection]
+        indices, axes = _indices(local, tuple(shape), start, plan.shape)
         positions = Positions(
-            measures=batch.measures[:, taken],
-            hashes=batch.hashes[:, taken],
-            places=np.ravel_multi_index(tuple(places), plan.shape) if places else flat,
-            grouped=groups is not None,
+            measures=batch.measures[:, selection],
+            hashes=batch.hashes[:, selection],
+            indices=indices,
+            is_grouped=groups is not None,
             groups=names,
-            codes=np.zeros(flat.size, np.int64) if codes is None else codes[flat],
-            cells=places[plan.cluster_axis] // plan.each if places else flat,
-            columns=places[-1] // run_length(plan.shape[-1], COLUMNS) if len(places) > 1 else None,
-            labeled=None if labeled is None else labeled[flat],
+            codes=np.zeros(local.size, np.int64) if codes is None else codes[local],
+            cells=axes[plan.cluster_axis] // plan.sequences_per_cell if axes else indices,
+            columns=axes[-1] // run_length(plan.shape[-1], COLUMNS) if len(axes) > 1 else None,
+            labeled=None if labeled is None else labeled[local],
             tolerances=plan.tolerances,
         )
-        states.append(state.state_of(positions))
-        if len(states) == AT_ONCE or state.are_large(states):
+        states.append(state_of(positions))
+        if len(states) == MERGED_AT_ONCE or state.are_large(states):
             states = [state.merge(states)]
     return state.merge(states)
 
 
-def _nothing(names: npt.NDArray[Any], with_labels: bool) -> EvaluationState:
+def _indices(
+    local: Integers, shape: tuple[int, ...], start: tuple[int, ...], whole: tuple[int, ...]
+) -> tuple[Integers, list[Integers]]:
+    """Return the numbers of positions among all, and their indices along each axis.
+
+    Parameters
+    ----------
+    local : int64 array
+        Their numbers, in C order, among the positions of the chunks.
+    shape, whole : tuple of int
+        The shape of the positions of the chunks, and that of all.
+    start : tuple of int
+        The index of the first position of the chunks.
+    """
+    if not shape:  # NumPy has no index of an array without axes
+        return local, []
+    inner = np.unravel_index(local, shape)
+    axes = [index + first for index, first in zip(inner, start, strict=True)]
+    return np.ravel_multi_index(tuple(axes), whole), axes
+
+
+def _empty_state(names: npt.NDArray[Any], with_labels: bool) -> EvaluationState:
     """Return the state of no position."""
     none = np.zeros(0, np.int64)
-    labeled = np.zeros(0, bool) if with_labels else None
-    measures, hashes = np.zeros((MEASURES, 0)), np.zeros((2, 0), np.uint64)
-    zero = (0.0, 0.0)
-    return state.state_of(
-        Positions(measures, hashes, none, False, names, none, none, none, labeled, zero)
+    return state_of(
+        Positions(
+            measures=np.zeros((MEASURES, 0)),
+            hashes=np.zeros((2, 0), np.uint64),
+            indices=none,
+            is_grouped=False,
+            groups=names,
+            codes=none,
+            cells=none,
+            columns=none,
+            labeled=np.zeros(0, bool) if with_labels else None,
+            tolerances=(0.0, 0.0),
+        )
     )
 
 
-def run_length(length: int, most: int) -> int:
-    """Return how long equal runs of neighbors are, of which there are to be at most so many."""
-    return max(-(-length // most), 1)
+def run_length(length: int, max_runs: int) -> int:
+    """Return the length of equal runs of neighbors, so that there are at most `max_runs`.
+
+    Examples
+    --------
+    >>> run_length(10, 4)
+    3
+    """
+    return max(-(-length // max_runs), 1)
 
 
 def _check_labels(
@@ -125,8 +160,8 @@ def _check_labels(
 ) -> None:
     wrong = np.flatnonzero(labeled & ((labels < 0) | (labels >= classes)))
     if wrong.size:
-        place = np.unravel_index(wrong[0], shape)
-        index = tuple(int(i) + first for i, first in zip(place, start, strict=True))
+        local = np.unravel_index(wrong[0], shape)
+        index = tuple(int(i) + first for i, first in zip(local, start, strict=True))
         raise ValueError(
             f"labels must be classes from 0 to {classes - 1}, and {NO_LABEL} where there is none, "
             f"got {labels[wrong[0]]} at {index}"

@@ -1,4 +1,4 @@
-"""Tables of exact sums and counts by key, the one form in which statistics are held and merged."""
+"""Tables of counts and exact sums by key: the form in which statistics are stored and merged."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from kldiv_dask.kernels.exact_values import add_runs
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Keys are joined to one integer: 2**22 groups, and below them 2**41 of what else there is.
+# A key is one integer: the group in the upper 22 bits, and the rest in the lower 41.
 WIDTH = 41
 
 
 class KeyedSums(NamedTuple):
-    """What is counted and summed for each key.
+    """Counts and exact sums for each key.
 
-    `keys` are sorted and each is there once. `sums` has the shape ``(keys, sums, SIZE)``, a
-    canonical partial for each, and `counts` the shape ``(keys, counts)``. The lower parts of the
-    keys have been halved `halvings` times, which joins neighbors.
+    `keys` are sorted and distinct. `counts` has the shape ``(keys, counts)``, and `sums` the shape
+    ``(keys, sums, SIZE)``: a canonical partial for each sum. The lower parts of the keys have been
+    halved `halvings` times, which joins neighbors.
     """
 
     keys: Integers
@@ -42,13 +42,13 @@ class KeyedSums(NamedTuple):
 
 
 def key_of(group: Any, rest: Any) -> Integers:
-    """Join two parts of a key; the second must not be negative."""
+    """Join the upper and the lower part of a key; the lower must not be negative."""
     keys: Integers = (np.asarray(group, np.int64) << WIDTH) + rest
     return keys
 
 
 def runs(keys: Integers) -> tuple[Any, Integers, Integers]:
-    """Return what sorts keys, each key once, and where its run in the sorted keys ends."""
+    """Return the order that sorts keys, the distinct keys, and the end of each in that order."""
     order: Any = slice(None)
     if keys.size and (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys, kind="stable")
@@ -64,23 +64,24 @@ def keyed_sums(keys: Integers, counts: Sequence[Integers], sums: Sequence[Floats
     ----------
     keys : int64 array, 1-d
     counts : sequence of int64 arrays
-        Each as long: what to count. The first count is always that of the keys.
+        Of the same length: numbers to add up. The first count of the result is how often each key
+        occurs.
     sums : sequence of float64 arrays
-        Each as long: what to sum exactly.
+        Of the same length: numbers to sum exactly.
     """
     order, unique, ends = runs(keys)
     starts = np.append(0, ends[:-1])[: ends.size]
-    counted = [ends - starts]
-    counted += [np.add.reduceat(count[order], starts) for count in counts if ends.size]
+    columns = [ends - starts]
+    columns += [np.add.reduceat(count[order], starts) for count in counts if ends.size]
     states = np.zeros((len(sums), unique.size, partial_sum.SIZE), np.int64)
     for state, values in zip(states, sums, strict=True):
         add_runs(state, values[order], ends)
-    stacked = np.stack(counted, axis=-1) if ends.size else np.zeros((0, 1 + len(counts)), np.int64)
+    stacked = np.stack(columns, axis=-1) if ends.size else np.zeros((0, 1 + len(counts)), np.int64)
     return KeyedSums(unique, stacked, np.ascontiguousarray(states.swapaxes(0, 1)))
 
 
 def merge(tables: Sequence[KeyedSums]) -> KeyedSums:
-    """Add tables of equal columns, as often halved as any of them is."""
+    """Add tables of equal columns; all are halved as often as the one that is halved most."""
     if len(tables) == 1:
         return tables[0]
     halvings = max(table.halvings for table in tables)
@@ -88,45 +89,45 @@ def merge(tables: Sequence[KeyedSums]) -> KeyedSums:
     keys = np.concatenate([table.keys for table in halved])
     counts = np.concatenate([table.counts for table in halved])
     sums = np.concatenate([table.sums for table in halved])
-    return _rekeyed(KeyedSums(keys, counts, sums, halvings), keys)
+    return _rekey(KeyedSums(keys, counts, sums, halvings), keys)
 
 
 def merge_groups(table: KeyedSums) -> KeyedSums:
-    """Forget the upper part of the keys."""
-    return _rekeyed(table, table.rest)
+    """Add the rows of all groups."""
+    return _rekey(table, table.rest)
 
 
-def regrouped(table: KeyedSums, places: Integers) -> KeyedSums:
-    """Give each group another number; the numbers must be in the same order as before."""
-    return table._replace(keys=key_of(places[table.groups], table.rest))
+def regroup(table: KeyedSums, codes: Integers) -> KeyedSums:
+    """Give each group another number: group ``i`` becomes ``codes[i]``, which must ascend."""
+    return table._replace(keys=key_of(codes[table.groups], table.rest))
 
 
 def coarsen(table: KeyedSums, halvings: int) -> KeyedSums:
-    """Have the lower parts of the keys halved so often in all."""
+    """Halve the lower parts of the keys until they have been halved `halvings` times in all."""
     keys = key_of(table.groups, table.rest >> halvings - table.halvings)
-    halved = table if halvings == table.halvings else _rekeyed(table, keys)
+    halved = table if halvings == table.halvings else _rekey(table, keys)
     return halved._replace(halvings=halvings)
 
 
-def joined(table: KeyedSums, count: int) -> KeyedSums:
-    """Join so many neighboring keys of each group to one."""
-    return _rekeyed(table, key_of(table.groups, table.rest // count)) if count > 1 else table
+def join_neighbors(table: KeyedSums, count: int) -> KeyedSums:
+    """Join each `count` neighboring keys of a group to one."""
+    return _rekey(table, key_of(table.groups, table.rest // count)) if count > 1 else table
 
 
-def coarsen_to_limit(table: KeyedSums, most: int) -> KeyedSums:
-    """Halve the lower parts of the keys until there are not too many.
+def coarsen_to_limit(table: KeyedSums, limit: int) -> KeyedSums:
+    """Halve the lower parts of the keys until at most `limit` keys, or one per group, are left.
 
-    How often does not depend on the order in which tables are merged, if each is bounded.
+    If this is done after each merge, the number of halvings does not depend on the order of merges.
     """
-    # Groups without positions have no key, and which are known so far depends on the order.
-    least = np.unique(table.groups).size
-    while table.keys.size > max(most, least):
+    # Only groups that have a key: which others exist depends on the order of merges.
+    groups = np.unique(table.groups).size
+    while table.keys.size > max(limit, groups):
         table = coarsen(table, table.halvings + 1)
     return table
 
 
-def _rekeyed(table: KeyedSums, keys: Integers) -> KeyedSums:
-    """Give each row another key, and add the rows that then have the same."""
+def _rekey(table: KeyedSums, keys: Integers) -> KeyedSums:
+    """Give each row another key, and add the rows with equal keys."""
     order, unique, ends = runs(keys)
     if not keys.size:
         return table
