@@ -17,7 +17,7 @@ import yaml
 import kldiv_dask
 from kldiv_dask import config, evaluate, kl_div, kl_div_summary, open_array
 from kldiv_dask.evaluation import checkpoint, regions
-from kldiv_dask.evaluation.run import Pace
+from kldiv_dask.evaluation.pace import Pace
 from kldiv_dask.storage import ChunkReadError
 from kldiv_dask.storage.source import Source
 from tests.test_graph import stages
@@ -191,7 +191,7 @@ def sizes(pairs, threads, seconds_each, most=50_000):
         pace = Pace(pairs)
         while pairs:
             taken = min(pace.pairs(threads), pairs)
-            pace.took(taken, seconds_each * -(-taken // threads))
+            pace.record(taken, seconds_each * -(-taken // threads))
             found.append(taken)
             pairs -= taken
     return found

@@ -199,7 +199,7 @@ def test_merging_keeps_what_only_the_other_says():
     for merged in (one.merge(other), other.merge(one)):
         assert merged.provenance["repeated"].startswith("input, over positions")
     for wrong in (None, "res.kld"):
-        with pytest.raises(TypeError, match="merge takes Evaluations, got a "):
+        with pytest.raises(TypeError, match="others must be Evaluations, got a "):
             one.merge(wrong)
     np.save("x.npy", x)
     with pytest.raises(ValueError, match=r"x\.npy is no result of kldiv-dask"):

@@ -53,10 +53,10 @@ def test_classes_along_the_last_axis(recwarn):
 def test_rows_too_wide_to_be_looked_at(recwarn, monkeypatch):
     x = log_softmax(np.random.default_rng(0).normal(size=(20, 1000)), 1)
     target = 0 * x
-    monkeypatch.setattr(inspection, "MOST_BYTES", 3 * 2 * 8000 * 2)
+    monkeypatch.setattr(inspection, "MAX_BYTES", 3 * 2 * 8000 * 2)
     (message,) = looked_at(recwarn, x, target)
     assert message.startswith("of 6 rows that were looked at")
-    monkeypatch.setattr(inspection, "MOST_BYTES", 3 * 2 * 8000 - 1)
+    monkeypatch.setattr(inspection, "MAX_BYTES", 3 * 2 * 8000 - 1)
     recwarn.clear()
     assert looked_at(recwarn, x, target) == []
 

@@ -1,7 +1,7 @@
-"""The file that a run is resumed from.
+"""The format of checkpoints, from which a run resumes, and of saved evaluations.
 
-One line says what the file is and the SHA-256 of the rest, which is NumPy's ``.npz`` format. A
-checkpoint is written whole, so that there is always one.
+The first line has the layout of the file and the SHA-256 of the rest, which is in NumPy's ``.npz``
+format.
 """
 
 import hashlib
@@ -27,17 +27,18 @@ _MAGIC = b"kldiv-dask checkpoint "
 
 
 class Sample(NamedTuple):
-    """A slab that was done: where it is, and a digest of its state."""
+    """The positions of a computed slab, and the digest of its state."""
 
     box: Box
     digest: str
 
 
 class Progress(NamedTuple):
-    """How far a run has come.
+    """What a run has computed so far.
 
-    `done` has the positions that are done, in boxes that no chunks decide; `skipped` the regions of
-    them that were left out; and `samples` some slabs, to compare with.
+    `done` has the positions that are done, in boxes that do not depend on chunks, and `skipped` the
+    regions of them that were left out. `samples` are some slabs, to compare with. `state` is None
+    if no position was computed.
     """
 
     done: list[Box]
@@ -48,7 +49,7 @@ class Progress(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """How many positions are done."""
+        """The number of positions that are done, with those left out."""
         return sum(map(size, self.done))
 
 
@@ -57,27 +58,29 @@ def packed(state: EvaluationState) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, value in state._asdict().items():
         if isinstance(value, tuple):
-            parts = value._asdict()  # type: ignore[attr-defined]
-            arrays |= {f"{name}.{part}": np.asarray(one) for part, one in parts.items()}
+            fields = value._asdict()  # type: ignore[attr-defined]
+            arrays |= {f"{name}.{field}": np.asarray(part) for field, part in fields.items()}
         else:
             arrays[name] = np.asarray(value)
     return arrays
 
 
 def unpacked(arrays: dict[str, npt.NDArray[Any]]) -> EvaluationState:
-    """Return the state of what `packed` returned."""
+    """Return the state of the arrays that `packed` returned."""
     fields: dict[str, Any] = {}
     for name, kind in EvaluationState.__annotations__.items():
         if kind in (KeyedSums, Extremes):
-            parts = {part: arrays[f"{name}.{part}"] for part in kind._fields}
-            fields[name] = kind(**{p: one if one.ndim else int(one) for p, one in parts.items()})
+            parts = {field: arrays[f"{name}.{field}"] for field in kind._fields}
+            fields[name] = kind(
+                **{field: part if part.ndim else int(part) for field, part in parts.items()}
+            )
         else:
             fields[name] = arrays[name]
     return EvaluationState(**fields)
 
 
 def dumps(header: dict[str, Any], state: EvaluationState | None) -> bytes:
-    """Return a header, which JSON can hold, and a state as bytes."""
+    """Return the content of a file, of a header for JSON and a state."""
     buffer = io.BytesIO()
     text = np.array(json.dumps(header))
     arrays: dict[str, Any] = {} if state is None else packed(state)
@@ -90,16 +93,16 @@ def dumps(header: dict[str, Any], state: EvaluationState | None) -> bytes:
 def loads(
     content: bytes, name: str, what: str = "checkpoint"
 ) -> tuple[dict[str, Any], EvaluationState | None]:
-    """Return what `dumps` was given; `name`, and `what` it should be, are for errors."""
+    """Return the arguments of `dumps`; errors name the file `name` and say `what` it should be."""
     line, _, body = content.partition(b"\n")
     words = line.removeprefix(_MAGIC).split()
     if not line.startswith(_MAGIC) or len(words) != 2:
         raise ValueError(f"{name} is no {what} of kldiv-dask")
     if words[0] != str(LAYOUT).encode():
-        found = words[0].decode(errors="replace")
+        layout = words[0].decode(errors="replace")
         raise ValueError(
-            f"{name} has layout {found}, which another version of kldiv-dask writes; this one reads"
-            f" layout {LAYOUT}: evaluate again, or use the version that wrote it"
+            f"{name} has layout {layout}, which another version of kldiv-dask writes; this one "
+            f"reads layout {LAYOUT}: evaluate again, or use the version that wrote it"
         )
     if hashlib.sha256(body).hexdigest().encode() != words[1]:
         raise ValueError(f"{name} is damaged: its content does not have the digest that it names")
@@ -110,43 +113,42 @@ def loads(
 
 
 def digest(state: EvaluationState) -> str:
-    """Return what tells a state from others."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of a state."""
+    hasher = hashlib.sha256()
     for name, array in packed(state).items():
-        found.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())
-    return found.hexdigest()
+        hasher.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())
+    return hasher.hexdigest()
 
 
 def save(path: Path, options: dict[str, Any], data: Identities, progress: Progress) -> None:
-    """Write a checkpoint in the place of the one before, if there is one."""
+    """Write a checkpoint; it replaces the one before."""
     header = progress._asdict() | {"options": options, "data": data}
     state = header.pop("state")
     files.write(path, dumps(header, state))
 
 
 def load(path: Path, options: dict[str, Any], data: Identities, *, adopt: bool) -> Progress:
-    """Read a checkpoint of the run that options and data describe.
+    """Read a checkpoint of the run with these options and data.
 
-    With `adopt`, the data may be known by other names and times; whoever asks for it has to compare
-    the samples.
+    With `adopt`, the identities of the data are not compared: the caller must compare the samples.
 
     Raises
     ------
     ValueError
-        It is damaged, of another layout, or no checkpoint.
+        The file is damaged, has another layout, or is no checkpoint.
     CheckpointError
-        It is of another run.
+        The options or the data of the run were others.
     """
     header, state = loads(path.read_bytes(), f"checkpoint {path}")
     if "done" not in header:
         raise ValueError(f"{path} is the result of a run, not its checkpoint")
-    before, known = header.pop("options"), header.pop("data")
+    stored_options, stored_data = header.pop("options"), header.pop("data")
     differing = [
-        f"{name} was {before.get(name)!r}, now it is {options[name]!r}"
+        f"{name} was {stored_options.get(name)!r}, now it is {options[name]!r}"
         for name in options
-        if before.get(name) != options[name]
+        if stored_options.get(name) != options[name]
     ]
-    changed = [] if differing or adopt else list(differences(known, data))
+    changed = [] if differing or adopt else list(differences(stored_data, data))
     if differing or changed:
         reason = f"checkpoint {path} is of another run: {'; '.join(differing[:1] + changed)}"
         raise CheckpointError(reason, moved=not differing)

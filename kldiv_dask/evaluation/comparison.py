@@ -1,4 +1,4 @@
-"""Two students over the same positions."""
+"""The test of whether two inputs diverge equally from one target."""
 
 import math
 from typing import NamedTuple
@@ -30,17 +30,17 @@ class Comparison(NamedTuple):
     """
 
     difference: float
-    """The mean divergence of the first less that of the second."""
+    """Mean divergence of the first minus that of the second."""
     standard_error: float
-    """Of the difference, from its sums over sequences, or runs of neighboring ones."""
+    """Standard error of the difference, from its sums over clusters."""
     confidence_interval: Interval
-    """Of the difference, at 95 %."""
+    """95 % confidence interval of the difference."""
     p_value: float
-    """How probable a difference as large would be if there were none, from Student's t test."""
+    """Probability of so large a difference if the true one is 0, from Student's t test."""
     clusters: int
-    """How many sums that is from, of sequences or of runs of neighboring ones."""
+    """Number of clusters: sequences, or runs of neighboring ones."""
     left_out: int = 0
-    """How many such sums are left out, as a divergence in them is NaN or infinite."""
+    """Number of clusters left out because a divergence in them is NaN or infinite."""
 
     def __str__(self) -> str:
         left_out = f"; {self.left_out} with NaN or infinity left out" if self.left_out else ""
@@ -57,9 +57,9 @@ class Comparison(NamedTuple):
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Test whether two students, evaluated at the same positions, diverge equally on average.
 
-    The difference is taken sequence by sequence, so what makes a text hard for both is no part of
-    its error. Sequences, or runs of them, in which a divergence of either is NaN or infinite are
-    left out, and counted.
+    The difference is taken sequence by sequence, so a text that is hard for both adds nothing to
+    its error. Sequences, or runs of them, where a divergence of either is NaN or infinite are left
+    out and counted.
 
     Parameters
     ----------
@@ -75,10 +75,10 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     Raises
     ------
     ValueError
-        They are not of the same positions and target; or one was merged from pieces whose runs of
-        sequences, which there are beyond 1024 of them, do not fit those of the other.
+        The positions, targets or options differ. Or one was merged from pieces with more than 1024
+        sequences, which are joined to other runs than in the other evaluation.
     TypeError
-        They are not evaluations.
+        `a` or `b` is no Evaluation.
 
     Examples
     --------
@@ -111,9 +111,10 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             "target, of one data type and with its positions in one order"
         )
     cells = _common_cells(a, b)
-    usable = np.all([_all_finite(one) for one in cells], axis=0)
+    usable = np.all([_all_finite(table) for table in cells], axis=0)
     (counts, first), (_, second) = (
-        cell_sums(one._replace(counts=one.counts[usable], sums=one.sums[usable])) for one in cells
+        cell_sums(table._replace(counts=table.counts[usable], sums=table.sums[usable]))
+        for table in cells
     )
     differences = [left - right for left, right in zip(first, second, strict=True)]
     difference, error = clustered(counts, differences)
@@ -129,8 +130,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 
 
 def _all_finite(cells: tables.KeyedSums) -> npt.NDArray[np.bool_]:
-    """Say of each cell whether all divergences in it are finite."""
-    return np.array([bad(partial_sum.total(one[0])) == 0 for one in cells.sums], bool)
+    """Return for each cell whether all divergences in it are finite."""
+    return np.array([bad(partial_sum.total(sums[0])) == 0 for sums in cells.sums], bool)
 
 
 def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.KeyedSums]:
@@ -140,8 +141,8 @@ def _common_cells(a: Evaluation, b: Evaluation) -> list[tables.KeyedSums]:
     if None not in each:
         common = math.lcm(*each)
         cells = [
-            tables.join_neighbors(*pair)
-            for pair in zip(cells, (common // n for n in each), strict=True)
+            tables.join_neighbors(table, common // length)
+            for table, length in zip(cells, each, strict=True)
         ]
     if not all(np.array_equal(*pair) for pair in zip(cells[0][:2], cells[1][:2], strict=True)):
         raise ValueError(

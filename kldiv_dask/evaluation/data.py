@@ -1,4 +1,4 @@
-"""The arrays of a run: what they are known by, and whether they still are what they were."""
+"""The arrays of a run: their identities, and whether they were changed since."""
 
 import itertools
 import os
@@ -13,6 +13,7 @@ import numpy as np
 from kldiv_dask.align import Box
 from kldiv_dask.arrays import is_stored
 from kldiv_dask.evaluation.errors import EvaluationError
+from kldiv_dask.evaluation.scheduling import compute_options
 from kldiv_dask.storage import Contents, Source, change, other_text, source_of, sources_in
 from kldiv_dask.xarray_support.names import is_dataarray
 
@@ -22,7 +23,7 @@ Identities = dict[str, dict[str, Any] | None]
 
 
 def describe(operand: Any, key: str | None = None) -> str:
-    """Say in a few words what an argument is.
+    """Describe an argument in a few words.
 
     Examples
     --------
@@ -41,45 +42,47 @@ def describe(operand: Any, key: str | None = None) -> str:
 
 
 class Data:
-    """The arrays of a run, by argument; None where there is none.
+    """The arrays of a run, by argument; None for an argument that was not given.
 
-    What is stored is looked at here, and once more by `check_unchanged`.
+    The files of stored arrays are looked up here, and again by `check_unchanged`.
 
     Parameters
     ----------
     arrays : mapping of str to array_like or None
-        As they are computed with, before they are rechunked; what was given by its path is opened.
+        The arrays before they are rechunked; those given by their paths are open.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
         self._arrays = arrays
         self._inner = {name: _inner(name, array) for name, array in arrays.items()}
         self.sources = {
-            name: found
+            name: sources
             for name, array in self._inner.items()
-            if isinstance(array, da.Array) and (found := sources_in(array))
+            if isinstance(array, da.Array) and (sources := sources_in(array))
         }
-        """What each is read from, wholly or in part."""
-        self._whole = {
+        """The stored arrays that each array is read or computed from."""
+        # The arguments that are stored arrays, not computed from any.
+        self._stored = {
             name
             for name, array in self._inner.items()
             if name in self.sources and source_of(array) is not None
         }
         self._contents = {
-            name: [source.contents() for source in found] for name, found in self.sources.items()
+            name: [source.contents() for source in sources]
+            for name, sources in self.sources.items()
         }
 
     def identities(self) -> Identities:
-        """Return what tells each array from others, for JSON.
+        """Return what identifies each array, for JSON.
 
-        Stored arrays are known by their path and their files, Dask arrays by their names, and by
-        the files that are known to be read for them, and arrays in memory by what is in them.
+        That is the path and the files of a stored array, the name and the known files of another
+        Dask array, and the content of an array in memory.
 
         Raises
         ------
         ValueError
-            An array is a handle of what is stored, such as `zarr.Array`, of which nothing tells
-            whether it was rewritten.
+            An array is a handle, such as `zarr.Array`, that does not tell whether its files were
+            rewritten.
         """
         return {
             name: None if array is None else self._identity(name, array)
@@ -87,12 +90,12 @@ class Data:
         }
 
     def _identity(self, name: str, array: Any) -> dict[str, Any]:
-        known = [found.to_dict() for found in self._contents.get(name, ())]
-        if name in self._whole:
-            return known[0]
+        files = [contents.to_dict() for contents in self._contents.get(name, ())]
+        if name in self._stored:
+            return files[0]
         inner = self._inner[name]
         if isinstance(inner, da.Array):
-            return {"array": describe(array), "known": inner.name, "from": known}
+            return {"array": describe(array), "known": inner.name, "from": files}
         if is_stored(array):
             raise ValueError(
                 f"{name} is a {type(array).__module__.partition('.')[0]}.{type(array).__name__}, of"
@@ -102,27 +105,30 @@ class Data:
         return {"array": describe(array), "known": dask.base.tokenize(array)}
 
     def partly_checked(self) -> Iterator[str]:
-        """Say of which stored arrays only some files were looked at."""
+        """Yield the stored arrays of which not all files were looked up, with their numbers."""
         for name, contents in self._contents.items():
-            for found in contents:
-                if found.checked < found.files:
-                    yield f"{found.checked:,} of {found.files:,} files of {name}"
+            for stored in contents:
+                if stored.checked < stored.files:
+                    yield f"{stored.checked:,} of {stored.files:,} files of {name}"
 
     def other_text(self) -> tuple[str, bool]:
-        """Say how the texts of base files differ, if they do, and whether these are read wholly."""
-        for one, other in itertools.combinations(("input", "target", "labels"), 2):
-            whole = {one, other} <= self._whole
-            pairs = itertools.product(self.sources.get(one, ()), self.sources.get(other, ()))
+        """Return how the texts of base files differ, and whether the whole files are read.
+
+        The sentence is empty if they do not differ.
+        """
+        for name, other in itertools.combinations(("input", "target", "labels"), 2):
+            whole = {name, other} <= self._stored
+            pairs = itertools.product(self.sources.get(name, ()), self.sources.get(other, ()))
             for first, second in pairs:
-                if found := other_text(first, second, whole=whole):
-                    return found, whole
+                if difference := other_text(first, second, whole=whole):
+                    return difference, whole
         return "", True
 
     def are_same(self) -> bool:
         """Whether input and target are one and the same array."""
-        if {"input", "target"} <= self._whole:
+        if {"input", "target"} <= self._stored:
             stored = [self.sources[name][0] for name in ("input", "target")]
-            return len({(os.path.realpath(one.path), one.key) for one in stored}) == 1
+            return len({(os.path.realpath(source.path), source.key) for source in stored}) == 1
         pair = [self._inner[name] for name in ("input", "target")]
         lazy = all(isinstance(array, da.Array) for array in pair)
         return pair[0] is pair[1] or (lazy and pair[0].name == pair[1].name)
@@ -130,52 +136,54 @@ class Data:
     def missing_chunks(
         self, where: da.Array | None, shape: tuple[int, ...], axis: int | None, scheduler: Any
     ) -> list[dict[str, Any]]:
-        """Say of each array how many stored chunks are not there, where they count.
+        """Describe the stored chunks that were never written, for each array that lacks some.
 
-        Of an array that is made of a stored one, and of `where` itself, all of them count.
+        They count where positions are included. All of them count for `where` itself, and for an
+        array that is computed from stored ones.
 
         Parameters
         ----------
         where : dask.array.Array or None
-            What is included; broadcasts to `shape`.
+            Which positions to include; broadcasts to `shape`.
         shape : tuple of int
-            That of the positions, or of all elements.
+            The shape of the positions, or of all elements.
         axis : int or None
-            The axis of the operands, counted from the last, that `shape` does not have.
+            The axis of the operands, counted from the last, that is not in `shape`.
         scheduler
             As for `dask.compute`.
         """
-        found = []
+        missing = []
         mask = None
         for name, source, contents in self._each():
             regions = contents.missing
             if not regions:
                 continue
-            whole = name in self._whole
-            if whole and name != "where" and where is not None:
+            is_stored = name in self._stored
+            if is_stored and name != "where" and where is not None:
                 if mask is None:
-                    options = {} if scheduler is None else {"scheduler": scheduler}
-                    mask = np.broadcast_to(dask.compute(where, **options)[0], shape)
+                    (mask,) = dask.compute(where, **compute_options(scheduler))
+                    mask = np.broadcast_to(mask, shape)
                 dropped = axis if name in ("input", "target") else None
-                places = [_place(one, source.shape, dropped, len(shape)) for one in regions]
                 regions = tuple(
-                    one for one, place in zip(regions, places, strict=True) if mask[place].any()
+                    region
+                    for region in regions
+                    if mask[_slices(region, source.shape, dropped, len(shape))].any()
                 )
             if regions:
-                found.append(
+                missing.append(
                     {
                         "operand": name,
-                        "whole": whole,
+                        "whole": is_stored,
                         "array": source.name,
                         "chunks": len(regions),
                         "first": [list(span) for span in regions[0]],
                         "fill": contents.fill,
                     }
                 )
-        return found
+        return missing
 
     def check_unchanged(self) -> None:
-        """Raise an error if a stored array is not what it was when the run began."""
+        """Raise an error if a stored array was changed since the run began."""
         for name, source, contents in self._each():
             changed = change(contents.to_dict(), source.contents().to_dict())
             if changed:
@@ -191,7 +199,7 @@ class Data:
 
 
 def differences(was: Identities, now: Identities) -> Iterator[str]:
-    """Say which arrays are not what they were, one sentence each."""
+    """Yield a sentence for each array that differs."""
     for name in now:
         before, after = was.get(name), now[name]
         if before == after:
@@ -214,14 +222,14 @@ def differences(was: Identities, now: Identities) -> Iterator[str]:
 
 
 def unwatched(data: Identities) -> Iterator[str]:
-    """Say of which stored arrays it can't be told whether they were rewritten, a sentence each."""
+    """Yield a sentence for each stored array of which not all files were looked up."""
     for name, identity in data.items():
-        stored = [] if identity is None else identity.get("from", [identity])
-        for one in (Contents(**found) for found in stored if "path" in found):
-            if one.checked < one.files:
+        sources = [] if identity is None else identity.get("from", [identity])
+        for stored in (Contents(**source) for source in sources if "path" in source):
+            if stored.checked < stored.files:
                 yield (
-                    f"{name}: {one.checked:,} of the {one.files:,} files of {one.path} could be "
-                    "looked at, so it is not known whether the others were rewritten"
+                    f"{name}: {stored.checked:,} of the {stored.files:,} files of {stored.path} "
+                    "could be looked at, so it is not known whether the others were rewritten"
                 )
 
 
@@ -234,10 +242,10 @@ def _called(identity: Mapping[str, Any]) -> str:
     return str(identity.get("path") or identity["array"])
 
 
-def _place(region: Box, shape: tuple[int, ...], axis: int | None, ndim: int) -> tuple[slice, ...]:
-    """Return where a region of an array is among what it broadcasts to, `axis` being dropped."""
+def _slices(region: Box, shape: tuple[int, ...], axis: int | None, ndim: int) -> tuple[slice, ...]:
+    """Return the slices of `ndim` axes that a region, without `axis`, broadcasts to."""
     axes = list(zip(region, shape, strict=True))
     if axis is not None:
         del axes[axis]
-    own = [slice(None) if size == 1 else slice(*span) for span, size in axes]
-    return (*[slice(None)] * (ndim - len(own)), *own)
+    slices = [slice(None) if size == 1 else slice(*span) for span, size in axes]
+    return (*[slice(None)] * (ndim - len(slices)), *slices)

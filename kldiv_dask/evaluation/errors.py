@@ -1,4 +1,4 @@
-"""What an evaluation ends in, or warns of."""
+"""The errors and warnings of evaluations."""
 
 
 class EvaluationError(RuntimeError):
@@ -10,11 +10,11 @@ class ClusterError(ConnectionError):
 
 
 class EvaluationWarning(UserWarning):
-    """Some positions were left out, or the data are probably not what they are said to be."""
+    """Some positions were left out, or the data are probably not of the kind that was named."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is of another run.
+    """A checkpoint of another run.
 
     Parameters
     ----------

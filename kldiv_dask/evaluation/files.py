@@ -1,4 +1,4 @@
-"""Local files that are written whole, and by one run at a time."""
+"""Local files that are replaced in one step, and locked by one run at a time."""
 
 import contextlib
 import glob
@@ -16,18 +16,18 @@ from typing import BinaryIO
 
 from kldiv_dask.evaluation.errors import EvaluationWarning
 
-# The most characters of a file's name that those beside it repeat: names end at 255 bytes, and a
-# character has up to four.
+# How many characters of a file's name are repeated in the names of its lock and its temporary file.
+# A name has at most 255 bytes, and a character up to four.
 _REPEATED = 40
 
 
 def check(path: str | os.PathLike[str], name: str) -> None:
-    """Refuse what `write` can't write, before there is anything to write.
+    """Refuse a path that `write` can't write to.
 
     Raises
     ------
     ValueError
-        No file can have this name, or its directory does not exist; `name` says whose it is.
+        No file can have this name, or its directory does not exist; `name` is that of the argument.
     PermissionError
         The directory is not writable.
     """
@@ -36,7 +36,7 @@ def check(path: str | os.PathLike[str], name: str) -> None:
         return
     parent = Path(path).absolute().parent
     try:
-        known = _status(path)
+        status = _status(path)
     except OSError as error:  # too long, or a loop of links
         raise ValueError(
             f"{name} must be a file, got {os.fspath(path)!r}: {error.strerror}"
@@ -45,7 +45,7 @@ def check(path: str | os.PathLike[str], name: str) -> None:
         raise ValueError(
             f"{name} must be a file in a local directory that exists, got {os.fspath(path)!r}"
         )
-    if (known is None or stat.S_ISREG(known.st_mode)) and not os.access(parent, os.W_OK):
+    if (status is None or stat.S_ISREG(status.st_mode)) and not os.access(parent, os.W_OK):
         raise PermissionError(
             f"{name} is {os.fspath(path)!r}, and the directory {parent} is not writable"
         )
@@ -59,15 +59,15 @@ def _require_posix() -> None:
 
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that under its name there is always a whole one, or none.
+    """Write a file in one step, so that there is never a part of one under its name.
 
-    The new file takes the place of the one before, with its permissions; where the name is a link,
-    the link stays. What is no regular file, such as a pipe, is written to, and so is the standard
-    output of this process, whatever its name. ``-`` is the standard output too.
+    The new file replaces the one before and has its permissions. A link is followed. A file that is
+    not regular, such as a pipe, is appended to, and so is the standard output of this process,
+    whatever its name. ``-`` is the standard output too.
     """
     _require_posix()
-    known = _status(path)
-    if os.fspath(path) == "-" or (known is not None and _is_stream(known)):
+    status = _status(path)
+    if os.fspath(path) == "-" or (status is not None and _is_stream(status)):
         _write_on(path, content)
         return
     target = Path(os.path.realpath(path))
@@ -75,8 +75,8 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
     temporary = _beside(target, f"{secrets.token_hex(8)}.part")
     try:
         with _created(temporary) as file:
-            if known is not None:
-                _permit_as(file, known)
+            if status is not None:
+                _copy_permissions(file, status)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -98,29 +98,29 @@ def _status(path: str | os.PathLike[str]) -> os.stat_result | None:
         return None
 
 
-def _is_stream(known: os.stat_result) -> bool:
-    """Whether a file is not to be replaced: it is no regular one, or an output of this process."""
-    return not stat.S_ISREG(known.st_mode) or any(_is_open_as(known, number) for number in (1, 2))
+def _is_stream(status: os.stat_result) -> bool:
+    """Whether to append to a file: it is not regular, or an output of this process."""
+    return not stat.S_ISREG(status.st_mode) or any(_is_open_as(status, number) for number in (1, 2))
 
 
-def _is_open_as(known: os.stat_result, descriptor: int) -> bool:
-    """Whether a file is what this process has open under a number; it may have nothing there."""
+def _is_open_as(status: os.stat_result, descriptor: int) -> bool:
+    """Whether this process has a file open under a descriptor, which may be closed."""
     try:
-        return os.path.samestat(known, os.fstat(descriptor))
+        return os.path.samestat(status, os.fstat(descriptor))
     except OSError:
         return False
 
 
 def is_stdout(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of the standard output: ``-``, ``/dev/stdout``, or where it goes to.
+    """Whether a path is the standard output: ``-``, ``/dev/stdout``, or the file it goes to.
 
     Examples
     --------
     >>> is_stdout("-"), is_stdout("result.json")
     (True, False)
     """
-    known = _status(path)
-    return os.fspath(path) == "-" or (known is not None and _is_open_as(known, 1))
+    status = _status(path)
+    return os.fspath(path) == "-" or (status is not None and _is_open_as(status, 1))
 
 
 def _write_on(path: str | os.PathLike[str], content: bytes) -> None:
@@ -139,31 +139,30 @@ def _created(path: Path) -> BinaryIO:
     return open(os.open(path, flags, 0o666), "wb")
 
 
-def _permit_as(file: BinaryIO, known: os.stat_result) -> None:
-    """Give a new file the permissions of the one before, and its owner if that is allowed."""
+def _copy_permissions(file: BinaryIO, status: os.stat_result) -> None:
+    """Give a file the permissions of another, and its owner if that is allowed."""
     with contextlib.suppress(PermissionError):
-        os.fchown(file.fileno(), known.st_uid, known.st_gid)
-    os.fchmod(file.fileno(), stat.S_IMODE(known.st_mode))
+        os.fchown(file.fileno(), status.st_uid, status.st_gid)
+    os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """Return a name beside a file that no other file has one like; the digest tells them apart."""
+    """Return a path in the same directory, with a digest of the name that makes it unique."""
     digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
     return path.with_name(f".{path.name[:_REPEATED]}.{digest}.{ending}")
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep all other runs from a file, until the context ends or the process does.
+    """Lock a file against other runs until the context, or the process, ends.
 
-    The lock is on another file beside it, in which who has it is named, and is known to all
-    processes that see the same directory. What earlier writers of the file have left behind is
-    removed.
+    The lock is on another file in the same directory, which names the process that has it. It
+    holds for all processes that see this directory. Temporary files of earlier writers are removed.
 
     Raises
     ------
     OSError
-        Nothing can be written in the directory.
+        The directory is not writable.
     BlockingIOError
         Another run has the lock.
     """
@@ -188,7 +187,7 @@ def locked(path: Path) -> Iterator[None]:
                     EvaluationWarning,
                     stacklevel=4,
                 )
-            # Whoever had it before has removed it when done, maybe after it was opened here.
+            # The run before removes its lock at the end, maybe after it was opened here.
             named = _status(lock)
             if named is not None and os.path.samestat(named, os.fstat(file)):
                 break
@@ -198,6 +197,6 @@ def locked(path: Path) -> Iterator[None]:
         os.pwrite(
             file, f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode(), 0
         )
-        for left in target.parent.glob(glob.escape(_beside(target, "").name) + "*.part"):
-            left.unlink(missing_ok=True)
+        for temporary in target.parent.glob(glob.escape(_beside(target, "").name) + "*.part"):
+            temporary.unlink(missing_ok=True)
         yield

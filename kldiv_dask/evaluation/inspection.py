@@ -1,4 +1,4 @@
-"""What is seen of two arrays without an evaluation: a look at their files and at some rows."""
+"""Checks of two arrays without an evaluation: of their files, and of some rows."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,8 +17,8 @@ from kldiv_dask.evaluation.warn import warn_of_sources
 from kldiv_dask.kernels import checks
 from kldiv_dask.statistics import doubts
 
-# Rows that are looked at in a place, at most, and what those of all places may take, in bytes.
-ROWS, MOST_BYTES = 64, 2**24
+# The most rows that are checked in each of three places, and the most bytes of all of them.
+MAX_ROWS, MAX_BYTES = 64, 2**24
 
 _NAMES = {
     checks.RESEMBLES_PROBS: "resembles_probs",
@@ -28,15 +28,15 @@ _NAMES = {
 
 
 class Inspection:
-    """A look at two arrays, for what computes a number from them.
+    """The checks of two arrays that a number is computed from.
 
     Parameters
     ----------
     input, target : dask.array.Array
         The arrays.
     where : dask.array.Array or None
-        What is included, as booleans or integers of 0 and 1: of the positions for logits, of the
-        elements otherwise.
+        Which positions of logits, or elements of other kinds, to include: booleans or integers of
+        0 and 1.
     kind : str
         As for `evaluate`.
     axis : int
@@ -51,13 +51,13 @@ class Inspection:
         self._axis = axis if axis < 0 else axis - ndim
         self._data = Data({"input": input, "target": target, "where": where})
         self._pair = [axis_to_end(self._axis, a) for a in (input, target)] if ndim else []
-        found = repeated_operands(*self._pair) if kind == "logits" else []
-        self.repeated = found[0] if found else None
+        repeated = repeated_operands(*self._pair) if kind == "logits" else []
+        self.repeated = repeated[0] if repeated else None
 
     def warn(self, ways: Mapping[str, str], scheduler: Any) -> None:
-        """Warn of what is wrong with the data as far as a few rows and all files tell.
+        """Warn of what a few rows, and the files, show to be wrong.
 
-        `ways` says of each kind how to choose it.
+        `ways` has for each kind how to choose it.
         """
         by_position = self._kind == "logits"
         pair = [array.shape for array in self._pair]
@@ -68,33 +68,36 @@ class Inspection:
             return
         counts, rows = self._look_at_rows(scheduler)
         sentence = doubts.wrong_kind(self._kind, counts, rows, ways)
-        for one in [sentence] if sentence else doubts.odd_rows(self._kind, counts, rows):
-            message = f"of {rows:,} rows that were looked at: {one}"
+        sentences = [sentence] if sentence else doubts.odd_rows(self._kind, counts, rows)
+        for doubt in sentences:
+            message = f"of {rows:,} rows that were looked at: {doubt}"
             warnings.warn(message, EvaluationWarning, stacklevel=2)
 
     def check_unchanged(self) -> None:
-        """Raise an error if a stored array is not what it was before."""
+        """Raise an error if a stored array was changed."""
         self._data.check_unchanged()
 
     def _look_at_rows(self, scheduler: Any) -> tuple[dict[str, int], int]:
-        """Count what rows at the beginning, in the middle and at the end look like."""
+        """Return how many rows fail each check, and how many were checked."""
         shape = np.broadcast_shapes(*(array.shape[:-1] for array in self._pair))
         each = sum(array.shape[-1] * array.dtype.itemsize for array in self._pair)
         counts = dict.fromkeys(doubts.applicable(self._kind, labeled=False), 0)
-        taken = varied = normalized = 0
-        for box in _places(shape, min(MOST_BYTES // (3 * each), ROWS)):
+        checked = varied = normalized = 0
+        for box in _boxes(shape, min(MAX_BYTES // (3 * each), MAX_ROWS)):
             parts: list[Any] = [cut(array, box, trailing=1) for array in self._pair]
             if self._where is not None:
                 parts.append(cut(self._where, box, trailing=int(self._kind != "logits")))
-            found = dask.compute(*parts, scheduler=scheduler)
+            computed = dask.compute(*parts, scheduler=scheduler)
             size = tuple(stop - start for start, stop in box)
             included = np.ones(size, bool)
             if self._where is not None:
-                mask = found[2] if self._kind == "logits" else np.atleast_1d(found[2]).any(axis=-1)
+                mask = computed[2]
+                if self._kind != "logits":
+                    mask = np.atleast_1d(mask).any(axis=-1)
                 included = np.broadcast_to(mask, size)
-            taken += int(included.sum())
+            checked += int(included.sum())
             for name, values, holds in zip(
-                ("input", "target"), found, checks.OPERANDS[self._kind], strict=False
+                ("input", "target"), computed, checks.OPERANDS[self._kind], strict=False
             ):
                 rows = np.broadcast_to(values, (*size, values.shape[-1]))[included]
                 resembles, constant, is_one = checks.inspect(rows, holds, tolerance(values))
@@ -107,21 +110,21 @@ class Inspection:
         if self._kind != "logits" and normalized < varied / 2:
             # The last axis is not that of the classes, as where torch has them along the second.
             counts |= {"input_constant": 0, "target_constant": 0}
-        return counts, taken
+        return counts, checked
 
 
-def _places(shape: tuple[int, ...], most: int) -> Iterator[Box]:
-    """Yield at most so many positions at the beginning, in the middle and at the end.
+def _boxes(shape: tuple[int, ...], max_positions: int) -> Iterator[Box]:
+    """Yield boxes at the beginning, in the middle and at the end of the longest axis.
 
-    They follow each other along the longest axis.
+    Each has at most `max_positions` positions, and no two share one.
     """
-    if not most:
+    if not max_positions:
         return
     if not shape:
         yield ()
         return
     longest = shape.index(max(shape))
-    length, before = min(shape[longest], most), 0
+    length, before = min(shape[longest], max_positions), 0
     for start in sorted({0, (shape[longest] - length) // 2, shape[longest] - length}):
         if start >= before:  # the others overlap
             box = [(0, 1)] * len(shape)

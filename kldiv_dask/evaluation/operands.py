@@ -1,4 +1,4 @@
-"""From the arguments of an evaluation to aligned arrays, and what is known of them."""
+"""From the arguments of an evaluation to aligned arrays."""
 
 import math
 import warnings
@@ -19,9 +19,10 @@ from kldiv_dask.align import (
     repeated_operands,
 )
 from kldiv_dask.arrays import torch_to_numpy
+from kldiv_dask.evaluation import regions
 from kldiv_dask.evaluation.data import PATHS, Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
-from kldiv_dask.evaluation.run import Grid
+from kldiv_dask.evaluation.slabs import Grid
 from kldiv_dask.kernels.checks import OPERANDS
 from kldiv_dask.options import resolve_class_axis, resolve_dtype
 from kldiv_dask.statistics.chunks import EvaluationSpec
@@ -34,7 +35,7 @@ OF_PAIR, BY_POSITION = ("input", "target"), ("where", "groups", "labels")
 
 
 class Arguments(NamedTuple):
-    """What `evaluate` was given: arrays, or their paths."""
+    """The arrays that `evaluate` takes, or their paths."""
 
     input: Any
     target: Any
@@ -45,11 +46,12 @@ class Arguments(NamedTuple):
     def opened(
         self, keys: Mapping[str, str | None], *, chunks: Chunks, allow_truncated: bool
     ) -> "Arguments":
-        """Open what is given by its path; beside DataArrays, a string may be a coordinate.
+        """Open the arrays that are given by their paths.
 
-        `keys` has the name of each array in its file, by argument.
+        Beside DataArrays, a string is the name of a coordinate. `keys` has the name of each array
+        in its file, by argument.
         """
-        # Tensors, which have no lasting token to be known by, become arrays.
+        # Tensors become arrays: they have no token that lasts, and so no identity.
         operands = {name: torch_to_numpy(name, array) for name, array in self._asdict().items()}
         if self.input is self.target:
             operands["target"] = operands["input"]
@@ -85,19 +87,19 @@ def open_said(path: PathLike, key: str | None, allow_truncated: bool) -> da.Arra
 def _check_keys(
     operands: Mapping[str, Any], keys: Mapping[str, str | None], names: tuple[str, ...]
 ) -> None:
-    """Refuse the name of an array in what is no file."""
+    """Refuse the key of an argument that is no path."""
     for name in names:
         if keys[name] is not None and not isinstance(operands[name], PATHS):
             raise ValueError(f"{name}_key is {keys[name]!r}, and {name} is no path")
 
 
 class Operands(NamedTuple):
-    """Aligned arrays, classes last.
+    """Aligned arrays, with the classes along the last axis.
 
-    `by_position` has `where`, `groups` and `labels`, None for what there is not. `axis` is that of
-    the classes in the operands, counted from the last; `dims` names the axes of the positions, if
-    they have names, and `own_dims` those of each array that has names; and `repeated` is the
-    operand that is repeated along them, if one is.
+    `by_position` has `where`, `groups` and `labels`, or None. `axis` is the axis of the classes in
+    the operands, counted from the last. `dims` are the names of the axes of the positions, and
+    `own_dims` those of each array, if they have names. `repeated` has the name of the operand that
+    is repeated along the positions, if one is.
     """
 
     pair: Pair
@@ -111,13 +113,13 @@ class Operands(NamedTuple):
 
     def grid(self, box: Box) -> Grid:
         """Return the pairs of chunks of a box of the positions."""
-        whole = box == tuple((0, size) for size in self.plan.shape)
-        states = graph.states(self.pair, self.by_position, self.plan, None if whole else box)
-        pair = self.pair if whole else self.pair.of_positions(box)
+        is_whole = box == regions.whole(self.plan.shape)
+        states = graph.states(self.pair, self.by_position, self.plan, None if is_whole else box)
+        pair = self.pair if is_whole else self.pair.of_positions(box)
         return Grid(box, states, pair.chunks[:-1])
 
     def sample(self) -> da.Array:
-        """Return the states of arrays of the same types that have one position and one class."""
+        """Return the state of one position and one class, of arrays of the same types."""
         ndim = self.pair.ndim
         input, target = (
             da.zeros((1,) * a.ndim, a.dtype) for a in (self.pair.input, self.pair.target)
@@ -131,27 +133,27 @@ class Operands(NamedTuple):
         return graph.states(pair, by_position, plan)
 
     def present(self) -> dict[str, bool]:
-        """Say which arrays by position there are."""
+        """Return for each array by position whether it was given."""
         return {name: array is not None for name, array in self.by_position.items()}
 
     def pairing(self) -> dict[str, Any]:
-        """Return what decides on which elements are compared with which, beside the shapes."""
+        """Return the options, beside the shapes, that decide which elements are paired."""
         return {"axis": self.axis, "dims": self.dims, "dimensions": self.own_dims}
 
     def remarks(self) -> dict[str, Any]:
-        """Return what a result says of how it was made, beside its options."""
-        found: dict[str, Any] = {}
+        """Return what is added to the provenance of a result, beside its options."""
+        remarks: dict[str, Any] = {}
         if self.plan.generalized:
-            found["generalized"] = "sum p log(p / q) - p + q, of rows that do not sum to 1"
+            remarks["generalized"] = "sum p log(p / q) - p + q, of rows that do not sum to 1"
         if self.dims:
-            found |= {"dims": self.dims, "cluster_axis": self.dims[self.plan.cluster_axis]}
+            remarks |= {"dims": self.dims, "cluster_axis": self.dims[self.plan.cluster_axis]}
         for name in self.repeated:
-            found["repeated"] = f"{name}, over positions of shape {self.plan.shape}"
+            remarks["repeated"] = f"{name}, over positions of shape {self.plan.shape}"
         checked = list(self.data.partly_checked())
-        return found | ({"looked_at": "; ".join(checked)} if checked else {})
+        return remarks | ({"looked_at": "; ".join(checked)} if checked else {})
 
     def missing_chunks(self, scheduler: Any) -> list[dict[str, Any]]:
-        """Say of each operand which stored chunks were never written, where positions count."""
+        """Describe the stored chunks that were never written, where positions are included."""
         where = self.by_position["where"]
         return self.data.missing_chunks(where, self.plan.shape, self.axis, scheduler)
 
@@ -167,7 +169,7 @@ def prepare(
     wide: bool,
     stacklevel: int,
 ) -> Operands:
-    """Align the arrays, and refuse what does not go together."""
+    """Align the arrays; refuse options and shapes that do not fit."""
     data = Data(arguments._asdict())
     _check_texts(data, stacklevel + 1)
     tolerated = {
@@ -229,11 +231,11 @@ def prepare(
 
 def _check_texts(data: Data, stacklevel: int) -> None:
     """Refuse base files over different texts; warn if only parts of them are read."""
-    found, whole = data.other_text()
-    if found and whole:
-        raise ValueError(found)
-    if found:
-        warnings.warn(found, EvaluationWarning, stacklevel=stacklevel + 1)
+    difference, is_whole = data.other_text()
+    if difference and is_whole:
+        raise ValueError(difference)
+    if difference:
+        warnings.warn(difference, EvaluationWarning, stacklevel=stacklevel + 1)
 
 
 def tolerance(array: da.Array) -> float:
@@ -254,8 +256,8 @@ def tolerance(array: da.Array) -> float:
 def _checked_cluster_axis(axis: Any, ndim: int, dims: xarray_support.Dims) -> int:
     if dims and isinstance(axis, str):
         if axis not in dims:
-            known = ", ".join(map(repr, dims))
-            raise ValueError(f"cluster_axis is {axis!r}; the positions have {known}")
+            names = ", ".join(map(repr, dims))
+            raise ValueError(f"cluster_axis is {axis!r}; the positions have {names}")
         return dims.index(axis)
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         raise TypeError(f"cluster_axis must be an integer, got {axis!r}")

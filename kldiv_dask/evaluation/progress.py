@@ -36,12 +36,12 @@ class ProgressLine:
     def __init__(
         self, positions: int, nbytes: int, run: Run, path: Path | None, file: TextIO | None = None
     ) -> None:
-        self._positions, self._first = positions, run.found
+        self._positions, self._first = positions, run.resumed
         self._file = sys.stderr if file is None else file
         self._start = time.monotonic()
         self._width = 0
-        found, pairs = run.found, run.left.pairs
-        if not run.left:
+        found, pairs = run.resumed, run.remaining.pairs
+        if not run.remaining:
             self._write(f"100%, all of it from {path}, nothing to read", end="\n")
             return
         left = format_bytes(nbytes * (positions - found) // max(positions, 1))

@@ -1,7 +1,7 @@
-"""Which positions are done: boxes of them, which depend on no chunks.
+"""Boxes of positions, which do not depend on chunks.
 
-A box has the first and one past the last position along each axis. Positions without axes are one
-box of no spans.
+A box has a span for each axis: the first index and the one past the last. Positions without axes
+are one box without spans.
 """
 
 import math
@@ -27,7 +27,7 @@ def size(box: Box) -> int:
 
 
 def text(box: Iterable[Sequence[int]]) -> str:
-    """Write a box as one would index an array.
+    """Write a box like the index of an array.
 
     Examples
     --------
@@ -38,37 +38,37 @@ def text(box: Iterable[Sequence[int]]) -> str:
 
 
 def left_over(box: Box, done: Iterable[Box]) -> list[Box]:
-    """Return what of a box is not done, as boxes that share no position, in C order.
+    """Return the part of a box that is not done, as disjoint boxes in C order.
 
     Examples
     --------
     >>> left_over(((0, 4), (0, 5)), [((0, 1), (0, 5)), ((1, 2), (0, 3))])
     [((1, 2), (3, 5)), ((2, 4), (0, 5))]
     """
-    left = [box]
-    for gone in done:
-        left = [part for one in left for part in _without(one, gone)]
-    return sorted(left)
+    parts = [box]
+    for done_box in done:
+        parts = [rest for part in parts for rest in _without(part, done_box)]
+    return sorted(parts)
 
 
-def _without(box: Box, gone: Box) -> list[Box]:
-    """Return what is left of one box without another."""
-    if box == gone:
+def _without(box: Box, removed: Box) -> list[Box]:
+    """Return the rest of a box without another, as disjoint boxes."""
+    if box == removed:
         return []
-    if not all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, gone, strict=True)):
+    if not all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, removed, strict=True)):
         return [box]
-    left: list[Box] = []
+    rest: list[Box] = []
     inner = list(box)
-    for axis, (start, stop) in enumerate(gone):
+    for axis, (start, stop) in enumerate(removed):
         first, last = inner[axis]
         beside = ((first, min(start, last)), (max(stop, first), last))
-        left += [(*inner[:axis], span, *inner[axis + 1 :]) for span in beside if span[0] < span[1]]
+        rest += [(*inner[:axis], span, *inner[axis + 1 :]) for span in beside if span[0] < span[1]]
         inner[axis] = (max(start, first), min(stop, last))
-    return left
+    return rest
 
 
 def joined(done: Sequence[Box], box: Box) -> list[Box]:
-    """Add a box to others, and make one of those that lie side by side.
+    """Add a box to others, and join boxes that lie side by side.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def joined(done: Sequence[Box], box: Box) -> list[Box]:
 
 
 def _side_by_side(box: Box, other: Box) -> bool:
-    """Whether two boxes have the same spans but along one axis, where one begins as one ends."""
+    """Whether two boxes differ along one axis only, where one begins at the end of the other."""
     differing = [spans for spans in zip(box, other, strict=True) if spans[0] != spans[1]]
     if len(differing) != 1:
         return False

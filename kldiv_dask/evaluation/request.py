@@ -1,4 +1,4 @@
-"""What is asked of an evaluation: opened, aligned and checked at once, and then run."""
+"""The arguments of an evaluation: opened, aligned and checked at once, and computed later."""
 
 import contextlib
 import os
@@ -18,21 +18,30 @@ from kldiv_dask.evaluation.errors import EvaluationError
 from kldiv_dask.evaluation.operands import Arguments, Operands, prepare
 from kldiv_dask.evaluation.progress import ProgressLine
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.evaluation.run import Run, client_of
+from kldiv_dask.evaluation.run import Run
+from kldiv_dask.evaluation.scheduling import client_of
 from kldiv_dask.evaluation.warn import EarlyWarning, warn_of_result, warn_of_sources
 from kldiv_dask.options import float_dtype, resolve_temperature
 from kldiv_dask.storage.chunking import Chunks
 from kldiv_dask.versions import LAYOUT, REVISION, check_workers
 
-# Of the options, what a report shows.
-_SHOWN = ("kind", "classes", "temperature", "computed_in", "cluster_axis", "layout", "revision")
+# The options that are part of the provenance.
+_IN_PROVENANCE = (
+    "kind",
+    "classes",
+    "temperature",
+    "computed_in",
+    "cluster_axis",
+    "layout",
+    "revision",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """An evaluation of arrays that are opened and fit each other; nothing is computed yet.
+    """An evaluation whose arrays are opened, aligned and checked; nothing is computed yet.
 
-    The parameters are those of `evaluate`, which says what they are and what is refused.
+    The parameters are those of `evaluate`, which describes them and what is refused.
     """
 
     input: Any
@@ -86,11 +95,11 @@ class Request:
         object.__setattr__(self, "operands", operands)
 
     def sample(self) -> da.Array:
-        """Return the state of one position of the same types, which compiles what this needs."""
+        """Return the state of one position of the same types, to compile the kernels with."""
         return self.operands.sample()
 
     def run(self, *, progress: bool, scheduler: Any) -> Evaluation:
-        """Compute it."""
+        """Compute the evaluation."""
         client = client_of(scheduler)
         if client is not None:
             check_workers(client)
@@ -126,8 +135,8 @@ class Request:
             if line is not None:
                 line(so_far)
 
-        end = run.walk(notify)
-        if run.found < total:
+        end = run.compute(notify)
+        if run.resumed < total:
             operands.data.check_unchanged()
         if end.state is None:
             why = f": {end.skipped[0]['error']}" if end.skipped else ""
@@ -135,13 +144,13 @@ class Request:
         provenance = {
             "input": describe(self.input, self.input_key),
             "target": describe(self.target, self.target_key),
-            **{name: options[name] for name in _SHOWN},
+            **{name: options[name] for name in _IN_PROVENANCE},
             "dtype": operands.pair.input.dtype.name,
             "seconds": round(end.seconds, 3),
             **operands.remarks(),
             **(
-                {"taken_over": _taken_over(run.found, total, run.compared, path)}
-                if run.found
+                {"taken_over": _taken_over(run.resumed, total, run.compared, path)}
+                if run.resumed
                 else {}
             ),
         }
@@ -151,7 +160,7 @@ class Request:
         return result
 
     def _options(self) -> dict[str, Any]:
-        """Return what of the request decides on the result, for JSON."""
+        """Return the options that decide on the result, for JSON."""
         plan = self.operands.plan
         return {
             "kind": plan.kind,
@@ -166,9 +175,9 @@ class Request:
         }
 
 
-def _taken_over(found: int, total: int, compared: int, path: Path | None) -> str:
-    """Say how much of a result is from a checkpoint, of which so many slabs were compared."""
-    if found == total:
+def _taken_over(resumed: int, total: int, compared: int, path: Path | None) -> str:
+    """Describe how many positions are from a checkpoint; `compared` slabs were computed again."""
+    if resumed == total:
         read = (
             f"only {compared} of its slabs were read, to compare"
             if compared
@@ -176,4 +185,4 @@ def _taken_over(found: int, total: int, compared: int, path: Path | None) -> str
         )
         return f"all positions, {read}: {path}"
     after = f", after comparing {compared} of its slabs" if compared else ""
-    return f"{found:,} of {total:,} positions{after}: {path}"
+    return f"{resumed:,} of {total:,} positions{after}: {path}"

@@ -1,29 +1,20 @@
 """The result of an evaluation."""
 
-import json
-import math
 import os
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kldiv_dask.evaluation import checkpoint, files
+from kldiv_dask.evaluation import checkpoint, files, merging, serialization
 from kldiv_dask.report import plots, render, wording
-from kldiv_dask.statistics import doubts
+from kldiv_dask.statistics import doubts, extremes
 from kldiv_dask.statistics import state as states
 from kldiv_dask.statistics.results import Labels, Statistics
 from kldiv_dask.statistics.state import CHECKS, EvaluationState
 from kldiv_dask.statistics.summarize import summarize
 
-# Of `Evaluation.to_dict`. 2: "clustering", "missing" and "fingerprints", and more checks. 3: "nan",
-# "infinite", "finite" and "worst_finite" of statistics; their errors are those of finite positions.
-# 4: names of checks in American spelling.
-SCHEMA = 4
-
-_NAMES = ("positions", "input", "target")
+# What `EvaluationState.fingerprints` are of.
+_FINGERPRINTED = ("positions", "input", "target")
 
 
 class Evaluation:
@@ -32,21 +23,22 @@ class Evaluation:
     Parameters
     ----------
     state, options, provenance, skipped, missing
-        What `evaluate` has found, and says of it.
+        The state of the positions, the options of the run, and the attributes below.
 
     Attributes
     ----------
     shape : tuple of int
-        That of the positions.
+        The shape of the positions.
     skipped : list of dict
-        What could not be read and was left out: its ``region``, how many ``positions`` it has, and
+        Each ``region`` that could not be read and was left out, its number of ``positions``, and
         the ``error``.
     missing : list of dict
-        Of an array, how many stored ``chunks`` are not there where positions count, the region of
-        the ``first``, the ``fill`` that they read as, and whether the array is the ``whole`` of
-        what is stored, not something made of it, of which it is not known what counts.
+        For each array with stored chunks that were never written: their number, ``chunks``, where
+        positions are included; the region of the ``first``; the ``fill`` value that they read as;
+        and whether the array is the ``whole`` stored array. If it is computed from one, all chunks
+        that are missing count.
     provenance : dict
-        Where all this comes from.
+        The data, the options and the time of the run.
 
     Examples
     --------
@@ -88,10 +80,10 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        """The mean divergence in nats, the exact sum divided by the count and rounded once.
+        """The mean divergence in nats: the exact sum divided by the count, rounded once.
 
-        NaN or infinite if the divergence of any position is: ``overall.mean_of_finite`` is the mean
-        over the other positions.
+        It is NaN or infinite if the divergence of any position is. ``overall.mean_of_finite`` is
+        the mean over the other positions.
         """
         return self.overall.mean
 
@@ -107,7 +99,7 @@ class Evaluation:
 
     @property
     def labels(self) -> Labels | None:
-        """What labels tell, if there were any."""
+        """How probable both models take the labels to be; None if there are no labels."""
         return self.overall.labels
 
     @property
@@ -117,42 +109,47 @@ class Evaluation:
 
     @cached_property
     def checks(self) -> dict[str, dict[str, Any]]:
-        """How many positions have what may be wrong with the data, and the first few of them.
+        """Number of positions that fail each data check, and the indices of the first few.
 
-        Only what can be of data of this kind: that probabilities do not sum to 1 is not said of
-        logits.
+        Only the checks that apply to this kind of data: logits need not sum to 1.
         """
-        first, found = self.state.first, {}
         kind, labels = self.options["kind"], self.options["labels"]
-        for name in ("nan", "infinite", *doubts.applicable(kind, labels)):
-            places = first.places[first.groups == CHECKS.index(name)]
-            index = [[int(i) for i in np.unravel_index(place, self.shape)] for place in places]
-            found[name] = {"count": self.overall.checks[name], "first": index}
-        for side, operand in enumerate(("input", "target")):
-            if f"{operand}_not_normalized" in found:
-                deviation = float(self.state.deviations[side])
-                found[f"{operand}_not_normalized"]["largest_deviation"] = deviation
-        return found
+        checks: dict[str, dict[str, Any]] = {
+            name: {
+                "count": self.overall.checks[name],
+                "first": extremes.indices_of(self.state.first, CHECKS.index(name), self.shape),
+            }
+            for name in ("nan", "infinite", *doubts.applicable(kind, labels))
+        }
+        for operand, deviation in zip(
+            ("input", "target"), self.state.deviations.tolist(), strict=True
+        ):
+            if f"{operand}_not_normalized" in checks:
+                checks[f"{operand}_not_normalized"]["largest_deviation"] = deviation
+        return checks
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the contents of ``input`` and ``target``, and of which ``positions``.
+        """Fingerprints of the contents of ``input`` and ``target``, and of the ``positions``.
 
-        They are made of the stored bits at all positions that are included, and of their order:
-        they depend on neither chunks nor paths. Equal ones are no proof that contents are equal.
+        They are computed from the stored bits at all included positions, and from their order; they
+        do not depend on chunks or paths. Equal fingerprints do not prove that contents are equal.
         """
         numbers = self.state.fingerprints.tolist()
-        return {name: f"{number:016x}" for name, number in zip(_NAMES, numbers, strict=True)}
+        return {
+            name: f"{number:016x}" for name, number in zip(_FINGERPRINTED, numbers, strict=True)
+        }
 
     def doubts(self) -> list[str]:
-        """Say what makes it doubtful that the data are what they are said to be, in sentences."""
+        """Return sentences that say why the data are probably not of the kind that was named."""
         return doubts.of_state(self.state, self.options["kind"])
 
     @property
     def clustering(self) -> dict[str, Any]:
-        """What the clusters are: ``of`` how many sequences, or positions, and how many in each.
+        """What the clusters consist ``of``, the ``count`` of these, and how many in ``each``.
 
-        ``each`` is None if the clusters of merged evaluations are runs of other lengths.
+        They consist of sequences, or of positions if these have one axis. ``each`` is None if
+        evaluations with clusters of different lengths were merged.
         """
         axis, each = self.options["cluster_axis"], self.options["each"]
         return {
@@ -167,103 +164,45 @@ class Evaluation:
         Parameters
         ----------
         *others : Evaluation
-            Of other data, with the same options and the same length of all axes but the first.
+            Of the data that follow, with the same options, and the same shape but for the first
+            axis.
 
         Returns
         -------
         Evaluation
-            As of all data in one; but that beyond 1024 sequences they are put together in other
-            runs, so that clustered standard errors may differ a little.
+            The same as one evaluation of all data, with one exception: more than 1024 sequences
+            are joined to clusters in other runs, so clustered standard errors may differ a little.
 
         Raises
         ------
         ValueError
-            The evaluations do not go together.
+            The options or the shapes differ.
         TypeError
-            One of them is no Evaluation.
+            One of `others` is no Evaluation.
         """
-        joined = self
+        merged = self
         for other in others:
             if not isinstance(other, Evaluation):
-                raise TypeError(f"merge takes Evaluations, got a {type(other).__name__}")
-            joined = joined._joined(other)
-        return joined
-
-    def _joined(self, other: "Evaluation") -> "Evaluation":
-        if not self.shape or self.shape[1:] != other.shape[1:]:
-            raise ValueError(
-                f"positions of shape {self.shape} and {other.shape} do not follow each other along "
-                "the first axis"
-            )
-        for name in ("kind", "generalized", "temperature", "cluster_axis", "classes", "revision"):
-            left, right = self.options[name], other.options[name]
-            if left != right:
-                raise ValueError(f"the evaluations differ in {name}: {left!r} and {right!r}")
-        for name in ("groups", "labels"):
-            if self.options[name] != other.options[name]:
-                raise ValueError(f"one of the evaluations has {name} and the other has none")
-        rows = self.shape[0]
-        moved = states.offset_positions(other.state, rows * math.prod(self.shape[1:]))
-        each = self.options["each"] if self.options["each"] == other.options["each"] else None
-        if self.options["cluster_axis"] == 0:
-            cells = None if each is None or rows % each else rows // each
-            moved, is_regular = states.offset_clusters(moved, self.state, cells)
-            each = each if is_regular else None
-        shape = (rows + other.shape[0], *self.shape[1:])
-        skipped = [
-            region
-            | {"region": [[end + rows for end in region["region"][0]], *region["region"][1:]]}
-            for region in other.skipped
-        ]
-        options = {
-            name: value if value == other.options[name] else [value, other.options[name]]
-            for name, value in self.options.items()
-        }
-        options |= {
-            "shape": list(shape),
-            "each": each,
-            "where": self.options["where"] or other.options["where"],
-        }
-        provenance = {}
-        for name in self.provenance | other.provenance:
-            values = [one.provenance[name] for one in (self, other) if name in one.provenance]
-            same = len(values) == 1 or values[0] == values[1]
-            provenance[name] = values[0] if same else ", ".join(map(str, values))
-        provenance |= {"seconds": self.provenance["seconds"] + other.provenance["seconds"]}
-        merged = states.merge([self.state, moved])
-        missing = self.missing + other.missing
-        return Evaluation(merged, options, provenance, self.skipped + skipped, missing)
+                raise TypeError(f"others must be Evaluations, got a {type(other).__name__}")
+            merged = Evaluation(**merging.merge_fields(merged, other))
+        return merged
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as dicts and lists; `report` shows what they are."""
-        return {
-            "schema": SCHEMA,
-            "unit": "nats",
-            "kind": self.options["kind"],
-            "shape": list(self.shape),
-            "overall": _plain(self.overall),
-            "groups": [{"group": name, **_plain(one)} for name, one in self.groups.items()],
-            "clustering": self.clustering,
-            "checks": self.checks,
-            "doubts": self.doubts(),
-            "missing": self.missing,
-            "skipped": self.skipped,
-            "fingerprints": self.fingerprints,
-            "provenance": self.provenance,
-        }
+        """Return all numbers as dicts and lists."""
+        return serialization.to_dict(self)
 
     def to_json(self, path: str | os.PathLike[str] | None = None, *, indent: int = 1) -> str:
-        """Return `to_dict` as JSON, and write it to a file if one is named.
+        """Return `to_dict` as JSON, and write it to a file if a path is given.
 
         Numbers that are not finite are the strings "nan", "inf" and "-inf".
         """
-        text = json.dumps(_json(self.to_dict()), indent=indent, allow_nan=False)
+        text = serialization.to_json(self.to_dict(), indent)
         if path is not None:
             files.write(path, f"{text}\n".encode())
         return text
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is known to a file, from which `load` makes it again."""
+        """Write the evaluation to a file that `load` reads."""
         header = {
             "options": self.options,
             "provenance": self.provenance,
@@ -274,7 +213,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
-        """Read what `save` has written; ValueError if it is something else, or damaged."""
+        """Read a file that `save` wrote; ValueError if it is another file, or damaged."""
         header, state = checkpoint.loads(Path(path).read_bytes(), str(path), "result")
         if state is None or "provenance" not in header:
             raise ValueError(
@@ -283,7 +222,7 @@ class Evaluation:
         return cls(state, **header)
 
     def plot(self) -> Any:
-        """Return a matplotlib figure of the distribution, by position, and of the groups."""
+        """Return a matplotlib figure: the distribution, the means by position, and the groups."""
         return plots.figure(self.to_dict())
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
@@ -300,21 +239,3 @@ class Evaluation:
         overall = vars(self.overall)
         positions = wording.positions(overall)
         return f"<Evaluation: mean {wording.finite_mean(overall):.6g} nats over {positions}>"
-
-
-def _plain(numbers: Statistics) -> dict[str, Any]:
-    """Return statistics as what JSON can hold, quantiles as pairs."""
-    plain = asdict(numbers)
-    plain["quantiles"] = [list(pair) for pair in numbers.quantiles.items()]
-    if numbers.labels is not None:
-        pairs = numbers.labels.p_change_quantiles.items()
-        plain["labels"]["p_change_quantiles"] = [list(pair) for pair in pairs]
-    return plain
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _json(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Warnings of an evaluation: of its arrays, after the first slab, and of its result."""
+"""The warnings of an evaluation: before it, after the first slab, and at the end."""
 
 import warnings
 from typing import Any
@@ -12,9 +12,9 @@ from kldiv_dask.statistics import doubts
 
 
 def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> list[str]:
-    """Warn of what is seen before anything is read, and return the sentences."""
+    """Warn of equal arrays and of missing chunks, and return the sentences."""
     warned = [doubts.EQUAL] if data.are_same() else []
-    warned += [missing_chunks(one) for one in missing if one["operand"] != "where"]
+    warned += [missing_chunks(array) for array in missing if array["operand"] != "where"]
     for sentence in warned:
         _warn(sentence)
     return warned
@@ -23,7 +23,7 @@ def warn_of_sources(data: Data, missing: list[dict[str, Any]]) -> list[str]:
 class EarlyWarning:
     """Warns after the first slab if nearly all of its rows are of another kind.
 
-    `warned` is what was warned of so far.
+    `warned` has the sentences so far.
     """
 
     def __init__(self, kind: str, warned: list[str]) -> None:
@@ -32,7 +32,7 @@ class EarlyWarning:
         self.warned = warned
 
     def __call__(self, progress: Progress) -> None:
-        """Look at the first slab, and not at any other."""
+        """Check the first slab, and no other."""
         if self._is_first and progress.state is not None:
             counts, positions = doubts.counts_of(progress.state)
             sentence = doubts.wrong_kind(self._kind, counts, positions)
@@ -43,7 +43,7 @@ class EarlyWarning:
 
 
 def warn_of_result(result: Evaluation, early: EarlyWarning) -> None:
-    """Warn of what makes the numbers of a result doubtful."""
+    """Warn of the doubts of a result that nobody was warned of yet."""
     for sentence in result.doubts():
         if sentence not in early.warned:
             _warn(sentence)

@@ -1,4 +1,4 @@
-"""What makes it probable that data are not what they are said to be, in sentences."""
+"""Sentences that say why data are probably not of the kind that was named."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,83 +10,84 @@ from kldiv_dask.statistics.state import CHECKS, EvaluationState
 
 HOLDS = {LOGITS: "logits", LOG_PROBS: "log-probabilities", PROBS: "probabilities"}
 
-# From so many rows on, they are all taken for another kind.
+# If this fraction of rows looks like another kind, all rows are taken for that kind.
 SHARE = 0.99
 
 EQUAL = "input and target are equal at all positions, as if one array was given twice"
 
-# What each check of a row says it holds.
+# What a row holds that fails each check.
 _RESEMBLES = {"resembles_probs": PROBS, "resembles_log_probs": LOG_PROBS, "out_of_range": LOGITS}
 
 Counts = Mapping[str, int]
 
+# How to choose each kind.
 WAYS = {kind: f"pass kind={kind!r}" for kind in OPERANDS}
 
 
 def of_state(state: EvaluationState, kind: str) -> list[str]:
-    """Say what makes the data of a state doubtful."""
+    """Return all sentences about the data of a state."""
     counts, positions = counts_of(state)
     if not positions:
         return ["no position is included"]
     kl = partial_sum.total(tables.merge_groups(state.totals).sums[0, 0])
     finite = positions - bad(kl)
-    found = ["the divergence is NaN at all positions"] if kl.nan == positions else []
+    sentences = ["the divergence is NaN at all positions"] if kl.nan == positions else []
     if state.fingerprints[1] == state.fingerprints[2]:
-        found.append(EQUAL)
+        sentences.append(EQUAL)
     another = wrong_kind(kind, counts, positions)
     if another:
-        found.append(another)
+        sentences.append(another)
     else:
-        found += unnormalized(kind, counts, positions, state.deviations.tolist())
+        sentences += unnormalized(kind, counts, positions, state.deviations.tolist())
         mean = quotient(finite_part(kl), finite)
         negative = negative_mean(
             mean, float(state.deviations.max()), all_finite=finite == positions
         )
-        found += [negative] if negative else []
-    return [*found, *odd_rows(kind, counts, positions)]
+        sentences += [negative] if negative else []
+    return [*sentences, *odd_rows(kind, counts, positions)]
 
 
 def counts_of(state: EvaluationState) -> tuple[Counts, int]:
-    """Return how often each check has failed, and the number of positions."""
+    """Return the number of positions that fail each check, and that of all positions."""
     failed = tables.merge_groups(state.checks)
-    known = dict(zip(failed.rest.tolist(), failed.counts[:, 0].tolist(), strict=True))
-    counts = {name: known.get(number, 0) for number, name in enumerate(CHECKS)}
+    by_number = dict(zip(failed.rest.tolist(), failed.counts[:, 0].tolist(), strict=True))
+    counts = {name: by_number.get(number, 0) for number, name in enumerate(CHECKS)}
     return counts, int(state.totals.counts[:, 0].sum())
 
 
 def applicable(kind: str, labeled: bool) -> list[str]:
-    """Name the checks of rows that can find something in data of a kind, but for NaN and infinity.
+    """Return the names of the checks that apply to data of a kind, but for NaN and infinity.
 
     Examples
     --------
     >>> applicable("logits", labeled=False)[-2:]
     ['target_constant', 'target_resembles_probs']
     """
-    found = []
+    checks = []
     for operand, holds in zip(("input", "target"), OPERANDS[kind], strict=True):
         names = ["excludes_classes", *([] if holds == LOGITS else ["not_normalized"]), "constant"]
         names += ["resembles_log_probs"] if holds == PROBS else ["resembles_probs"]
         names += [] if holds == LOGITS else ["out_of_range"]
         names += ["label_at_floor"] if labeled else []
-        found += [f"{operand}_{name}" for name in names]
-    return found
+        checks += [f"{operand}_{name}" for name in names]
+    return checks
 
 
 def kind_of_most(kind: str, counts: Counts, positions: int) -> tuple[int, ...]:
-    """Return what nearly all rows of input and target look like, by what they are said to hold."""
-    found = []
+    """Return what nearly all rows of input, and of target, look like; else what `kind` says."""
+    looks = []
     for operand, holds in zip(("input", "target"), OPERANDS[kind], strict=True):
         for check, resembled in _RESEMBLES.items():
             if positions and counts.get(f"{operand}_{check}", 0) >= SHARE * positions:
                 holds = resembled
-        found.append(holds)
-    return tuple(found)
+        looks.append(holds)
+    return tuple(looks)
 
 
 def wrong_kind(kind: str, counts: Counts, positions: int, ways: Mapping[str, str] = WAYS) -> str:
-    """Say what the data probably are, if nearly all rows look like something else; else nothing.
+    """Return what nearly all rows look like, and how to choose that kind; empty if as `kind` says.
 
-    `ways` says of each kind how to choose it.
+    `ways` has for each kind how to choose it.
 
     Examples
     --------
@@ -98,12 +99,13 @@ def wrong_kind(kind: str, counts: Counts, positions: int, ways: Mapping[str, str
     if looks == OPERANDS[kind]:
         return ""
     operands = zip(("input", "target"), looks, OPERANDS[kind], strict=True)
-    found = [(operand, look, holds) for operand, look, holds in operands if look != holds]
+    differing = [(operand, look, holds) for operand, look, holds in operands if look != holds]
     parts = [
-        f"{operand} looks like {HOLDS[look]}, not {HOLDS[holds]}" for operand, look, holds in found
+        f"{operand} looks like {HOLDS[look]}, not {HOLDS[holds]}"
+        for operand, look, holds in differing
     ]
-    if len(found) == 2 and found[0][1:] == found[1][1:]:
-        _, look, holds = found[0]
+    if len(differing) == 2 and differing[0][1:] == differing[1][1:]:
+        _, look, holds = differing[0]
         parts = [f"input and target look like {HOLDS[look]}, not {HOLDS[holds]}"]
     kinds = {holds: name for name, holds in OPERANDS.items()}
     if looks in kinds:
@@ -119,7 +121,7 @@ def wrong_kind(kind: str, counts: Counts, positions: int, ways: Mapping[str, str
 
 
 def odd_rows(kind: str, counts: Counts, positions: int) -> Iterator[str]:
-    """Say of how many rows it is doubtful that they are data of their kind."""
+    """Yield how many rows of each operand are constant, or look like another kind."""
     looks = kind_of_most(kind, counts, positions)
     for operand, holds, look in zip(("input", "target"), OPERANDS[kind], looks, strict=True):
         constant = counts[f"{operand}_constant"]
@@ -137,9 +139,9 @@ def odd_rows(kind: str, counts: Counts, positions: int) -> Iterator[str]:
 def unnormalized(
     kind: str, counts: Counts, positions: int, deviations: Sequence[float]
 ) -> Iterator[str]:
-    """Say which operands have probabilities that nearly nowhere sum to 1, not for rounding.
+    """Yield the operands whose probabilities sum to 1 in nearly no row, by more than rounding.
 
-    `deviations` are how far from 1 those of a row sum, at most, of input and target.
+    `deviations` are the largest distances from 1 of the sum of a row, of input and target.
     """
     for operand, holds, deviation in zip(
         ("input", "target"), OPERANDS[kind], deviations, strict=True
@@ -156,9 +158,9 @@ def unnormalized(
 
 
 def negative_mean(mean: float, deviation: float, *, all_finite: bool = True) -> str:
-    """Say that a mean can't be that of divergences, if it is negative; else nothing.
+    """Return why a mean is negative, which no mean divergence is; empty if it is not.
 
-    `deviation` is how far from 1 the probabilities of a row sum, at most.
+    `deviation` is the largest distance from 1 of the sum of a row's probabilities.
     """
     if not mean < 0:
         return ""

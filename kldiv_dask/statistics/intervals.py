@@ -48,7 +48,7 @@ def interval(mean: float, error: float, dof: int) -> Interval:
 
 
 def p_value(difference: float, error: float, dof: int) -> float:
-    """Return how probable a difference as large would be if there were none.
+    """Return the probability of so large a difference if the true one is 0.
 
     Examples
     --------
@@ -77,22 +77,22 @@ def clustered(counts: Any, sums: Any) -> tuple[float, float]:
     # Squares and sums of numbers beyond 2**480 are computed in a unit, a power of two.
     largest = max(map(abs, sums))
     unit = 2.0 ** max(math.frexp(largest)[1] - 480, 0) if math.isfinite(largest) else 1.0
-    sums = [one / unit for one in sums]
+    sums = [cell / unit for cell in sums]
     mean = math.fsum(sums) / positions if math.isfinite(sum(sums)) else sum(sums)
     if clusters < 2 or not math.isfinite(mean):
         return mean * unit, math.nan
     residuals = math.fsum(
-        (one - count * mean) ** 2 for one, count in zip(sums, counts, strict=True)
+        (cell - count * mean) ** 2 for cell, count in zip(sums, counts, strict=True)
     )
     error = math.sqrt(residuals * clusters / (clusters - 1)) / positions
     return mean * unit, error * unit
 
 
 def cell_sums(cells: KeyedSums) -> tuple[list[int], list[float]]:
-    """Return how many finite divergences each cell has, if any, and their sum, rounded."""
+    """Return the number of finite divergences of each cell that has some, and their rounded sum."""
     counts, sums = [], []
-    for count, one in zip(cells.counts[:, 0].tolist(), cells.sums, strict=True):
-        total = partial_sum.total(one[0])
+    for count, partials in zip(cells.counts[:, 0].tolist(), cells.sums, strict=True):
+        total = partial_sum.total(partials[0])
         if count > bad(total):
             counts.append(count - bad(total))
             sums.append(quotient(finite_part(total), 1))

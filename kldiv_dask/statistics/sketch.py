@@ -1,15 +1,15 @@
-"""Counts in bins of equal relative width, and the quantiles that they tell.
+"""Bins of equal relative width, and quantiles from the counts in them.
 
-A bin takes all float64 that share sign, exponent and the 7 leading bits of the significand, as in
-HdrHistogram: it is 1/128 of a power of two wide, so that its middle is within 1/256, or 0.39 %, of
-every number in it. Counts are integers, so that adding them is exact, and no function of the
-mathematical library decides which bin a number is in.
+A bin has all float64 numbers with the same sign, exponent and 7 leading bits of the significand, as
+in HdrHistogram: it is 1/128 of a power of two wide, so its middle is within 1/256, or 0.39 %, of
+every number in it. Counts are integers, so they are added exactly, and the bin of a number does not
+depend on a function of the mathematical library.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-# Of the 64 bits of a number, what a bin leaves open.
+# How many of the 64 bits of a number do not decide on its bin.
 OPEN = 52 - 7
 
 RELATIVE_ERROR = 2.0**-8
@@ -57,8 +57,8 @@ def quantiles(bins: Bins, counts: Bins, probabilities: Floats) -> Floats:
     Returns
     -------
     float64 array
-        Where all numbers have one sign, within `RELATIVE_ERROR` of those of the numbers; NaN if
-        there are none.
+        Within `RELATIVE_ERROR` of the exact quantiles if all numbers have one sign; NaN if there
+        are no numbers.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def quantiles(bins: Bins, counts: Bins, probabilities: Floats) -> Floats:
     values, upto = middles(bins), np.cumsum(counts)
     low = values[np.searchsorted(upto, below, side="right")]
     high = values[np.searchsorted(upto, np.ceil(ranks), side="right")]
-    share = ranks - below
+    fraction = ranks - below
     with np.errstate(invalid="ignore"):  # between an infinity and itself
-        between = low * (1 - share) + high * share
+        between = low * (1 - fraction) + high * fraction
     return np.where(low == high, low, between)
