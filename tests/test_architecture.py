@@ -29,18 +29,18 @@ class Layer(NamedTuple):
 LAYERS = {
     "__init__": Layer("evaluation functional storage config"),
     "cli": Layer(
-        "evaluation functional report options storage versions",
+        "evaluation functional report options progress storage versions",
         "click distributed",  # the plugin in cli/warmup, which is imported on use
         on_use="dask numpy",
     ),
     "evaluation": Layer(
         "report xarray_support graph statistics align arrays partial_sum options grid storage "
-        "config versions kernels",
+        "config progress versions kernels",
         "dask numpy",
         on_use="distributed",
     ),
     "functional": Layer(
-        "xarray_support graph align partial_sum options versions kernels", "dask numpy"
+        "xarray_support graph align partial_sum options progress versions kernels", "dask numpy"
     ),
     "report": Layer("", on_use="jinja2 matplotlib"),
     "xarray_support": Layer("align arrays options", "dask numpy", on_use="xarray"),
@@ -56,6 +56,7 @@ LAYERS = {
     "options": Layer("", "numpy", on_use="ml_dtypes"),
     "storage": Layer("config", "dask numpy", on_use="fsspec h5py ml_dtypes safetensors zarr"),
     "config": Layer("", "dask"),
+    "progress": Layer(""),
     "versions": Layer(""),
 }
 

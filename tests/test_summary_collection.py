@@ -44,9 +44,9 @@ def test_stays_a_summary_where_it_stays_lazy(lazy):
     wanted = lazy.compute()
     for again in (*dask.persist(lazy), *dask.optimize(lazy), lazy.persist()):
         assert repr(again).startswith("KLDivSummary of float64, lazy; compute() gives sum, ")
-        done = []
-        assert again.compute(progress=done.append) == wanted
-        assert done == [lazy.pairs]
+        updates = []
+        assert again.compute(progress=updates.append) == wanted
+        assert [update.done for update in updates] == [lazy.pairs]
         assert again.batchmean.compute() == wanted.batchmean
     assert pickle.loads(pickle.dumps(lazy)).compute() == wanted  # noqa: S301
     assert dask.is_dask_collection(lazy)
@@ -103,11 +103,11 @@ def test_of_labeled_arrays(client):
 def test_progress_counts_every_pair_of_chunks(shape):
     pair = [np.full(shape, value) for value in (-1.0, 0.5)]
     lazy = kl_div_summary(*(da.from_array(array, chunks=1) for array in pair))
-    done = []
-    assert str(lazy.compute(progress=done.append)) == str(lazy.compute())
-    assert sum(done) == lazy.pairs
-    assert len(done) >= lazy.pairs / 300
-    assert lazy.pairs == max(int(np.prod(shape)), done[0])
+    updates = []
+    assert str(lazy.compute(progress=updates.append)) == str(lazy.compute())
+    assert updates[-1].done == lazy.pairs
+    assert len(updates) >= lazy.pairs / 300
+    assert lazy.pairs == max(int(np.prod(shape)), updates[0].done)
 
 
 def test_under_array_expressions():

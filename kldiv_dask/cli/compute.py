@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from kldiv_dask.evaluation.inspection import Inspection
     from kldiv_dask.functional.summary import KLDivSummary, LazySummary
+    from kldiv_dask.progress import ProgressUpdate
 
 
 @click.command(context_settings=SETTINGS)
@@ -242,7 +243,7 @@ def _run(client: "Client", lazy: "LazySummary", sample: "LazySummary") -> "KLDiv
     from kldiv_dask.cli.warmup import warm
 
     say("compiling the kernels on the workers, unless they are stored from an earlier run")
-    with warm(client, functools.partial(sample.compute, scheduler="synchronous")):
+    with warm(client, functools.partial(sample.compute, progress=False, scheduler="synchronous")):
         if lazy.is_large:
             return _walk(client, lazy)
         future = client.compute(lazy)
@@ -271,7 +272,11 @@ def _walk(client: "Client", lazy: "LazySummary") -> "KLDivSummary":
     """Do what `_run` does with more pairs of chunks than a scheduler should be given at once."""
     hidden = not sys.stderr.isatty()
     with click.progressbar(length=lazy.pairs, file=sys.stderr, hidden=hidden) as bar:
-        return lazy.compute(scheduler=client, progress=bar.update)
+
+        def show(update: "ProgressUpdate") -> None:
+            bar.update(update.done - bar.pos)
+
+        return lazy.compute(scheduler=client, progress=show)
 
 
 def _warn(

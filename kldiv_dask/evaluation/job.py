@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from kldiv_dask.evaluation.request import Request
 from kldiv_dask.evaluation.result import Evaluation
+from kldiv_dask.progress import Progress
 from kldiv_dask.storage.chunking import Chunks
 
 
@@ -35,7 +36,7 @@ def evaluate(
     checkpoint_interval: float | None = None,
     resume: bool | Literal["adopt"] = True,
     on_error: Literal["raise", "skip"] = "raise",
-    progress: bool = True,
+    progress: Progress = None,
     scheduler: Any = None,
 ) -> Evaluation:
     r"""Evaluate a model against another: the distribution of the KL divergence over positions.
@@ -46,8 +47,8 @@ def evaluate(
     Parameters
     ----------
     input, target : array_like, xarray.DataArray, str or os.PathLike
-        What the model to evaluate and its teacher gave, with the classes along `axis`; or the
-        paths of both, as `open_pair` takes them.
+        The outputs of the model to evaluate and of its teacher, with the classes along `axis`; or
+        the paths of both, as `open_pair` takes them.
     kind : {'logits', 'log_probs', 'probs', 'log_probs_and_probs'}, optional
         What both hold: logits, log-probabilities, probabilities, or with the last, which is what
         `kl_div` takes, log-probabilities in `input` and probabilities in `target`. The default is
@@ -103,9 +104,13 @@ def evaluate(
         What to do about chunks that can't be read or computed: end the run, after saving; or leave
         them out, with an `EvaluationWarning` and a note in the result for each. A run that is
         taken up again does not come back to them.
-    progress : bool
-        Whether to write a line to stderr: how much there is to read, then for each slab the rate,
-        the time that is left, the mean and the half-width of its confidence interval.
+    progress : bool, callable or None
+        None to show a line on stderr if that is a terminal or the output of a notebook, True to
+        show it in any case, False for none. The line has the size of what is left to read; then,
+        after each slab, the fraction that is done, the rate, the time that is left, and the mean
+        with the half-width of its confidence interval. A callable is called instead with an object
+        that has ``done`` and ``total`` positions, the ``unit`` ``'positions'``, and the line as
+        ``text``.
     scheduler : str or distributed.Client, optional
         As for `dask.compute`.
 

@@ -16,12 +16,14 @@ from kldiv_dask.evaluation.checkpoint import Progress
 from kldiv_dask.evaluation.data import describe
 from kldiv_dask.evaluation.errors import EvaluationError
 from kldiv_dask.evaluation.operands import Arguments, Operands, prepare
-from kldiv_dask.evaluation.progress import ProgressLine
+from kldiv_dask.evaluation.progress import RunProgress
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.evaluation.run import Run
+from kldiv_dask.evaluation.run import Notify, Run
 from kldiv_dask.evaluation.scheduling import client_of
 from kldiv_dask.evaluation.warn import EarlyWarning, warn_of_result, warn_of_sources
 from kldiv_dask.options import float_dtype, resolve_temperature
+from kldiv_dask.progress import Progress as ProgressOption
+from kldiv_dask.progress import Report, reporter
 from kldiv_dask.storage.chunking import Chunks
 from kldiv_dask.versions import LAYOUT, REVISION, check_workers
 
@@ -98,8 +100,9 @@ class Request:
         """Return the state of one position of the same types, to compile the kernels with."""
         return self.operands.sample()
 
-    def run(self, *, progress: bool, scheduler: Any) -> Evaluation:
+    def run(self, *, progress: ProgressOption, scheduler: Any) -> Evaluation:
         """Compute the evaluation."""
+        report = reporter(progress)
         client = client_of(scheduler)
         if client is not None:
             check_workers(client)
@@ -108,9 +111,9 @@ class Request:
             if self.checkpoint is not None:
                 path = Path(self.checkpoint).absolute()
                 stack.enter_context(files.locked(path))
-            return self._run(path, progress, scheduler)
+            return self._run(path, report, scheduler)
 
-    def _run(self, path: Path | None, progress: bool, scheduler: Any) -> Evaluation:
+    def _run(self, path: Path | None, report: Report | None, scheduler: Any) -> Evaluation:
         operands, plan = self.operands, self.operands.plan
         missing = operands.missing_chunks(scheduler)
         warned = warn_of_sources(operands.data, missing)
@@ -128,12 +131,13 @@ class Request:
         )
         total = regions.size(regions.whole(plan.shape))
         early = EarlyWarning(plan.kind, warned)
-        line = ProgressLine(total, int(operands.pair.nbytes), run, path) if progress else None
+        listeners: list[Notify] = [early]
+        if report is not None:
+            listeners.append(RunProgress(report, total, int(operands.pair.nbytes), run, path))
 
-        def notify(so_far: Progress) -> None:
-            early(so_far)
-            if line is not None:
-                line(so_far)
+        def notify(progress: Progress) -> None:
+            for listener in listeners:
+                listener(progress)
 
         end = run.compute(notify)
         if run.resumed < total:

@@ -2,6 +2,7 @@
 
 import html
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from kldiv_dask.align import Pair
 from kldiv_dask.functional.divergence import prepare
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import Reduction
+from kldiv_dask.progress import Progress, ProgressUpdate, Report, describe, reporter
 
 
 class KLDivSummary(NamedTuple):
@@ -111,9 +113,7 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
         """Whether there are more pairs of chunks than one graph should have."""
         return self._blocks is not None and graph.is_large(self._blocks)
 
-    def compute(
-        self, *, progress: Callable[[int], Any] | None = None, **kwargs: Any
-    ) -> KLDivSummary:
+    def compute(self, *, progress: Progress = None, **kwargs: Any) -> KLDivSummary:
         """Compute all fields from a single read of the data.
 
         Beyond 100,000 pairs of chunks, more than Dask's scheduler should be given at once, this
@@ -122,9 +122,13 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
 
         Parameters
         ----------
-        progress : callable, optional
-            Called with the number of pairs of chunks of each slab that is done. With it, fewer
-            pairs are walked too, in slabs of a sixteenth of them but at least 256.
+        progress : bool, callable or None
+            None to show a line on stderr if that is a terminal or the output of a notebook, True to
+            show it in any case, False for none. The line has the fraction that is done, the rate
+            and the time that is left. A callable is called instead with an object that has ``done``
+            and ``total`` pairs of chunks, the ``unit`` ``'pairs of chunks'``, and the line as
+            ``text``. With a line or a callable, fewer pairs are walked too, in slabs of a sixteenth
+            of them but at least 256.
         **kwargs
             Passed on to `dask.compute`, such as ``scheduler``.
 
@@ -133,14 +137,16 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
         KLDivSummary
             The same fields as NumPy scalars.
         """
-        walks = self._blocks is not None and (progress is not None or self.is_large)
+        report = reporter(progress)
+        notify = None if report is None else _pairs_reporter(report, self.pairs)
+        walks = self._blocks is not None and (notify is not None or self.is_large)
         if walks and self._pair is not None:
-            total = graph.walk(self._blocks, progress=progress, **kwargs)
+            total = graph.walk(self._blocks, progress=notify, **kwargs)
             fields = _fields(total, self._pair, self.sum.dtype)
-            return LazySummary(fields, self.pairs).compute(**kwargs)
+            return LazySummary(fields, self.pairs).compute(progress=False, **kwargs)
         computed: KLDivSummary = super().compute(**kwargs)
-        if progress is not None:
-            progress(self.pairs)
+        if notify is not None:
+            notify(self.pairs)
         return computed
 
     def __repr__(self) -> str:
@@ -211,6 +217,21 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
         return LazySummary(KLDivSummary(*fields), self.pairs)
 
 
+def _pairs_reporter(report: Report, total: int) -> Callable[[int], None]:
+    """Return what to call with the number of pairs of chunks of each slab that is done."""
+    start = time.monotonic()
+    done = 0
+
+    def notify(pairs: int) -> None:
+        nonlocal done
+        done += pairs
+        rate = done / max(time.monotonic() - start, 1e-9)
+        text = describe(done, total, "pairs of chunks", rate)
+        report(ProgressUpdate(done, total, "pairs of chunks", text))
+
+    return notify
+
+
 def _computed(results: Iterable[Sequence[Any]]) -> KLDivSummary:
     """Return what was computed of the keys of each field, of which there is one."""
     return KLDivSummary(*(only for (only,) in results))
@@ -238,7 +259,7 @@ def kl_div_summary(
     LazySummary
         A Dask collection of the fields of `KLDivSummary`, each a lazy 0-d Dask array: sum, mean
         and batchmean in the result type of `kl_div`, the counts in int64. `compute` turns all of
-        them into numbers in one pass, and takes a callback for progress.
+        them into numbers in one pass, and can show its progress.
 
     Raises
     ------

@@ -1,0 +1,96 @@
+"""The progress of long computations: a line on stderr, or updates for a callable."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TextIO
+
+
+class ProgressUpdate(NamedTuple):
+    """How far a computation is.
+
+    Examples
+    --------
+    >>> ProgressUpdate(1, 4, "positions", " 25%, 8 positions/s, 1 s left").unit
+    'positions'
+    """
+
+    done: int
+    """How many units are done."""
+    total: int
+    """How many units there are."""
+    unit: str
+    """What is counted: ``'positions'``, or ``'pairs of chunks'``."""
+    text: str
+    """A line that says the same, with the rate and the time that is left."""
+
+
+Report = Callable[[ProgressUpdate], Any]
+
+Progress = bool | Report | None
+
+
+def reporter(progress: Progress) -> Report | None:
+    """Return what to call with each update; None if updates go nowhere.
+
+    Parameters
+    ----------
+    progress : bool, callable or None
+        None for a line on stderr if that is a terminal or the output of a notebook, True for the
+        line in any case, False for none; or what is called with each `ProgressUpdate`.
+
+    Raises
+    ------
+    TypeError
+        `progress` is something else.
+
+    Examples
+    --------
+    >>> reporter(False) is None, reporter(print) is print
+    (True, True)
+    """
+    if callable(progress):
+        return progress
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"progress must be None, True, False or a callable, got {progress!r}")
+    shown = can_rewrite_line(sys.stderr) if progress is None else progress
+    return Line(sys.stderr) if shown else None
+
+
+def can_rewrite_line(file: TextIO | None) -> bool:
+    """Whether a file is a terminal, or the output of a notebook; a process may have no stderr."""
+    if file is None:
+        return False
+    return file.isatty() or type(file).__module__.partition(".")[0] == "ipykernel"
+
+
+class Line:
+    """Writes the text of each update over the one before."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._width = file, 0
+
+    def __call__(self, update: ProgressUpdate) -> None:
+        """Write the line, and end it if all is done."""
+        self._width = max(self._width, len(update.text))
+        end = "\n" if update.done == update.total else ""
+        self._file.write(f"\r{update.text:<{self._width}}{end}")
+        self._file.flush()
+
+
+def describe(done: int, total: int, unit: str, rate: float) -> str:
+    """Return the fraction that is done, the rate in units per second, and the time left.
+
+    Examples
+    --------
+    >>> describe(25, 100, "positions", 1.5)
+    ' 25%, 2 positions/s, 50 s left'
+    """
+    seconds = (total - done) / rate if rate else math.inf
+    return f"{done / max(total, 1):4.0%}, {rate:,.0f} {unit}/s, {_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
