@@ -9,6 +9,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 
 from kldiv_dask import KLDivLoss, KLDivSummary, kl_div, kl_div_summary
 from tests import reference
@@ -222,6 +223,39 @@ def test_loss_repr(loss: KLDivLoss, text: str) -> None:
     assert repr(loss) == str(loss) == text
 
 
+def test_loss_takes_axes_and_dimensions_as_kl_div_does() -> None:
+    x, t = np.log(np.random.default_rng(0).dirichlet(np.ones(3), (2, 4, 5)))
+    where = np.arange(4)[:, None, None] % 2 == 0
+    options: dict[str, Any] = {"reduction": "sum", "log_target": True, "axis": (0, -1)}
+    for keepdims in (False, True):
+        loss = KLDivLoss(**options, keepdims=keepdims)
+        for mask in (None, where):
+            result = loss(x, t, where=mask).compute()
+            wanted = kl_div(x, t, **options, keepdims=keepdims, where=mask).compute()
+            assert result.shape == ((1, 5, 1) if keepdims else (5,))
+            np.testing.assert_array_equal(result, wanted)
+    del options["axis"]
+    pair = [xr.DataArray(a, dims=("text", "token", "class")) for a in (x, t)]
+    named = KLDivLoss(**options, dim=["text", "class"])(*pair)
+    assert named.dims == ("token",)
+    np.testing.assert_array_equal(named, kl_div(*pair, **options, dim=["text", "class"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduction": "none", "axis": 0}, "axis must be None with reduction='none', got 0"),
+        ({"reduction": "none", "keepdims": True}, "keepdims is True with reduction='none'"),
+        ({"reduction": "batchmean", "dim": "x"}, "dim is 'x' with reduction='batchmean'"),
+    ],
+)
+def test_loss_refuses_axes_as_kl_div_does(options: dict[str, Any], message: str) -> None:
+    x = np.zeros((2, 3))
+    for function in (KLDivLoss(**options), lambda *pair: kl_div(*pair, **options)):
+        with pytest.raises(ValueError, match=message):
+            function(x, x)
+
+
 def test_loss_is_pickled_with_its_options() -> None:
     options: dict[str, Any] = {
         "reduction": "batchmean", "log_target": True, "dtype": "f4", "zero_safe": True,
@@ -230,7 +264,7 @@ def test_loss_is_pickled_with_its_options() -> None:
     loss = KLDivLoss(**options)
     again = pickle.loads(pickle.dumps(loss))  # noqa: S301
     assert type(again) is KLDivLoss
-    assert vars(again) == vars(loss) == options
+    assert vars(again) == vars(loss) == options | {"axis": None, "dim": None, "keepdims": False}
     x, t = np.array([[-1.0, -np.inf]]), np.array([[-2.0, -np.inf]])
     value = again(x, t).compute()
     assert value.dtype == np.float32

@@ -375,7 +375,9 @@ def test_reports_have_the_names(tmp_path):
     assert f"  [doc={worst[0]}, token={worst[1]}]" in text
     assert re.search(r"^  dims +doc, token$", text, re.MULTILINE)
     found.save(tmp_path / "result")
-    found.save_html(tmp_path / "page.html")
+    page = found.to_html()
+    assert found.to_html(tmp_path / "page.html") == page
+    assert (tmp_path / "page.html").read_text() == page
     assert "along token" in (tmp_path / "page.html").read_text()
     assert str(Evaluation.load(tmp_path / "result")) == text
     other = evaluated(named(X), T, progress=False, scheduler="sync")

@@ -212,7 +212,7 @@ def _give(result: "Evaluation", written: Mapping[str, str | None]) -> None:
     ways: dict[str, Callable[[str], Any]] = {
         "--save": result.save,
         "--json": result.to_json,
-        "--html": result.save_html,
+        "--html": result.to_html,
     }
     failed, printed = [], True
     for name, write in ways.items():

@@ -225,9 +225,15 @@ class Evaluation:
         """Return a matplotlib figure: the distribution, the means by position, and the groups."""
         return plots.figure(self.to_dict())
 
-    def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write a page that has everything, with figures, and needs no other file."""
-        files.write(path, render.page(self.to_dict()).encode())
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return a page with all numbers and charts, and write it to a file if a path is given.
+
+        The page needs no other file.
+        """
+        page = render.page(self.to_dict())
+        if path is not None:
+            files.write(path, page.encode())
+        return page
 
     def _repr_html_(self) -> str:
         return render.fragment(self.to_dict())

@@ -158,14 +158,53 @@ def kl_div(
     >>> divergence.dims, round(float(divergence.sel(batch="a")), 6)
     (('batch',), 0.143841)
     """
-    resolved = resolve_reduction(size_average, reduce, reduction, stacklevel=2)
+    return _kl_div(
+        input,
+        target,
+        resolve_reduction(size_average, reduce, reduction, stacklevel=2),
+        reduction,
+        log_target,
+        axis=axis,
+        dim=dim,
+        keepdims=keepdims,
+        where=where,
+        dtype=dtype,
+        zero_safe=zero_safe,
+        split_every=split_every,
+        stacklevel=2,
+    )
+
+
+def _kl_div(
+    input: Any,
+    target: Any,
+    resolved: Reduction,
+    reduction: str,
+    log_target: bool,
+    *,
+    axis: Axis,
+    dim: Dim,
+    keepdims: bool,
+    where: Any,
+    dtype: npt.DTypeLike | None,
+    zero_safe: bool,
+    split_every: SplitEvery,
+    stacklevel: int,
+) -> Any:
+    """Return what `kl_div` does; errors name the reduction as it was given."""
     check_axis(axis, keepdims, resolved)
     if dim is not None and (resolved.kind == "none" or resolved.per_batch):
         raise ValueError(f"dim is {dim!r} with reduction={reduction!r}; it is for 'sum' and 'mean'")
     operands = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim)
-    pair, term = prepare(operands, log_target, dtype, zero_safe, stacklevel=2)
+    pair, term = prepare(operands, log_target, dtype, zero_safe, stacklevel=stacklevel + 1)
     result = _resolved(
-        pair, term, resolved, operands.axis, bool(keepdims), split_every, stacklevel=2
+        pair,
+        term,
+        resolved,
+        operands.axis,
+        bool(keepdims),
+        split_every,
+        stacklevel=stacklevel + 1,
     )
     return operands.wrap(result, () if resolved.kind == "none" else operands.axis)
 
@@ -233,6 +272,8 @@ class KLDivLoss:
     ----------
     size_average, reduce, reduction, log_target
         As for `kl_div`. The deprecated flags are resolved here, once, to a plain `reduction`.
+    axis, dim, keepdims
+        As for `kl_div`: what ``'sum'`` or ``'mean'`` reduces, and whether it stays in the result.
     dtype, zero_safe, split_every
         As for `kl_div`.
 
@@ -245,6 +286,9 @@ class KLDivLoss:
     KLDivLoss(reduction='batchmean', log_target=False)
     >>> float(loss(np.log([[0.5, 0.5]]), np.array([[0.5, 0.5]])))
     0.0
+    >>> rows = KLDivLoss(reduction="sum", axis=1)
+    >>> rows(np.log([[0.25, 0.75], [0.5, 0.5]]), np.full((2, 2), 0.5)).compute().round(6)
+    array([0.143841, 0.      ])
     """
 
     def __init__(
@@ -254,6 +298,9 @@ class KLDivLoss:
         reduction: str = "mean",
         log_target: bool = False,
         *,
+        axis: Axis = None,
+        dim: Dim = None,
+        keepdims: bool = False,
         dtype: npt.DTypeLike | None = None,
         zero_safe: bool = False,
         split_every: SplitEvery = None,
@@ -262,17 +309,30 @@ class KLDivLoss:
             reduction = legacy_reduction(size_average, reduce, stacklevel=2)
         self.reduction = reduction
         self.log_target = log_target
+        self.axis = axis
+        self.dim = dim
+        self.keepdims = keepdims
         self.dtype = dtype
         self.zero_safe = zero_safe
         self.split_every = split_every
 
-    def __call__(self, input: Any, target: Any) -> Any:
-        """Return `kl_div` of a pair; see there."""
-        resolved = resolve_reduction(None, None, self.reduction, stacklevel=2)
-        operands = xarray_support.match(input, target, {"where": None})
-        pair, term = prepare(operands, self.log_target, self.dtype, self.zero_safe, stacklevel=2)
-        result = _resolved(pair, term, resolved, None, False, self.split_every, stacklevel=2)
-        return operands.wrap(result, () if resolved.kind == "none" else None)
+    def __call__(self, input: Any, target: Any, where: Any = None) -> Any:
+        """Return `kl_div` of a pair, of the elements that `where` includes; see there."""
+        return _kl_div(
+            input,
+            target,
+            resolve_reduction(None, None, self.reduction, stacklevel=2),
+            self.reduction,
+            self.log_target,
+            axis=self.axis,
+            dim=self.dim,
+            keepdims=self.keepdims,
+            where=where,
+            dtype=self.dtype,
+            zero_safe=self.zero_safe,
+            split_every=self.split_every,
+            stacklevel=2,
+        )
 
     def __repr__(self) -> str:
         return f"KLDivLoss(reduction={self.reduction!r}, log_target={self.log_target!r})"
