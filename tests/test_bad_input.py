@@ -100,9 +100,9 @@ def test_chunks_that_were_never_written(kind, capsys):
         result, messages = said(*paths, where=where)
         assert (result.missing, messages) == ([], [])
     np.save("where.npy", written)
-    code, _, err = call(capsys, *paths, "--logits", "--where", "where.npy")
+    code, _, err = call(capsys, *paths, "--kind", "logits", "--where", "where.npy")
     assert (code, err) == (0, [])
-    code, _, err = call(capsys, *paths, "--logits")
+    code, _, err = call(capsys, *paths, "--kind", "logits")
     assert code == 0
     assert sum("stored chunks are not there: never written" in line for line in err) == 2
 
@@ -127,7 +127,7 @@ def test_one_and_the_same_array(capsys):
     Path("link.npy").symlink_to("t.npy")
     for pair in ((T, T), ("t.npy", "t.npy"), ("t.npy", "link.npy"), [da.from_array(T)] * 2):
         assert said(*pair)[1] == [ONE_ARRAY]
-    code, _, (line,) = call(capsys, "t.npy", "link.npy", "--logits")
+    code, _, (line,) = call(capsys, "t.npy", "link.npy", "--kind", "logits")
     assert (code, line) == (0, f"warning: {ONE_ARRAY}")
 
 
@@ -155,7 +155,7 @@ def test_both_repeated(shapes, capsys):
             run(x, t)
     np.save("x.npy", x)
     np.save("t.npy", t)
-    for command in (["--logits"], []):
+    for command in (["--kind", "logits"], []):
         name = "compute" if command else "evaluate"
         code, _, (line,) = call(capsys, "x.npy", "t.npy", *command, command=name)
         assert code == 2
@@ -173,7 +173,7 @@ def test_one_repeated(shape, capsys):
     assert "  repeated: target, over positions of shape (8, 16)" in str(result)
     np.save("s.npy", S)
     np.save("t.npy", target)
-    _, out, err = call(capsys, "s.npy", "t.npy", "--logits", "--json")
+    _, out, err = call(capsys, "s.npy", "t.npy", "--kind", "logits", "--json")
     assert err == []
     assert '"repeated": "target"' in out
 
@@ -252,11 +252,9 @@ def test_right_kinds(kind, dtype):
     assert all(one["count"] == 0 for one in result.checks.values())
 
 
-COMPUTED = {"logits": ["--logits"], "log_probs": ["--log-target"], "log_probs_and_probs": []}
+COMPUTED = "logits", "log_probs", "log_probs_and_probs"
 OPTIONS = {
-    "pass kind='logits'": "pass --logits",
-    "pass kind='log_probs'": "pass --log-target",
-    "pass kind='log_probs_and_probs'": "pass neither --logits nor --log-target",
+    **{f"pass kind={kind!r}": f"pass --kind {kind}" for kind in COMPUTED},
     "pass kind='probs'": "use `kldiv-dask evaluate --kind probs`",
 }
 
@@ -269,7 +267,7 @@ def test_wrong_kinds_in_commands(kind, input, target, remedy, capsys, client):
     np.save("t.npy", ALL[target][1])
     on = "--scheduler", client.scheduler.address
     start = wrong((input, target), HELD[kind])
-    _, _, err = call(capsys, "x.npy", "t.npy", *COMPUTED[kind], "--reduction", "sum", *on)
+    _, _, err = call(capsys, "x.npy", "t.npy", "--kind", kind, "--reduction", "sum", *on)
     for old, new in OPTIONS.items():
         remedy = remedy.replace(old, new)
     assert err[0].startswith("warning: of 16 rows that were looked at: ")

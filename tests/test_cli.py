@@ -94,7 +94,7 @@ def test_it_is_a_dask_command_too(client, masked):
     assert err == [
         "warning: of 2000 terms 2 are NaN, 0 +inf and 0 -inf;"
         " --zero-safe counts zero targets as 0 where INPUT is infinite, and negative ones want"
-        " --log-target, or --logits for logits"
+        " --kind log_probs, or --kind logits for logits"
     ]
     report = strict(out)
     seconds = report.pop("seconds")
@@ -110,8 +110,7 @@ def test_it_is_a_dask_command_too(client, masked):
         "nan_count": 2,
         "posinf_count": 0,
         "neginf_count": 0,
-        "logits": False,
-        "log_target": False,
+        "kind": "log_probs_and_probs",
         "axis": None,
         "temperature": None,
         "where": None,
@@ -144,7 +143,7 @@ def test_the_other_dask_commands_are_as_they_were(pair):
         {"reduction": "batchmean", "chunks": "7,-1"},
         {"reduction": "sum", "dtype": "float32", "chunks": "1 kB"},
         {"reduction": "mean", "dtype": "bfloat16"},
-        {"reduction": "sum", "log_target": True},
+        {"reduction": "sum", "kind": "log_probs"},
         {"reduction": "batchmean", "input_key": "deep/x", "target_key": "t"},
     ],
     ids=str,
@@ -161,7 +160,9 @@ def test_options(client, pair, capsys, options):
     ]
     call_it = [*pair, *flags, f"--scheduler={client.scheduler.address}"]
     expected = in_python(
-        *pair, **{k: v for k, v in options.items() if k not in ("reduction", "chunks")}
+        *pair,
+        log_target="kind" in options,
+        **{k: v for k, v in options.items() if k not in ("reduction", "chunks", "kind")},
     )
     code, out, _ = call(capsys, *call_it, "--json")
     assert code == 0

@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_logits_give_the_mean_over_positions():
-    code, out, err = run("kldiv-dask", "compute", *LOGITS, "--logits", "--dtype", "float64")
+    code, out, err = run("kldiv-dask", "compute", *LOGITS, "--kind", "logits", "--dtype", "float64")
     assert (code, err) == (0, [])
     expected = np.mean(EXPECTED["logits"]["per_position"])
     assert float(out) == pytest.approx(expected, rel=1e-12)
@@ -33,7 +33,17 @@ def test_axis_temperature_and_mask(client, folder, capsys):
     mask = np.arange(32) % 3 == 1
     for name, array in (("x", x), ("t", t), ("mask", mask)):
         np.save(f"{name}.npy", array)
-    options = ["--logits", "--axis", "0", "--temperature", "2", "--where", "mask.npy", "--json"]
+    options = [
+        "--kind",
+        "logits",
+        "--axis",
+        "0",
+        "--temperature",
+        "2",
+        "--where",
+        "mask.npy",
+        "--json",
+    ]
     options += ["--scheduler", client.scheduler.address]
     code, out, err = call(capsys, "x.npy", "t.npy", *options)
     assert (code, err) == (0, [])
@@ -45,7 +55,7 @@ def test_axis_temperature_and_mask(client, folder, capsys):
         "batchmean": wanted.batchmean,
     }
     assert (report["numel"], report["nan_count"]) == (11, 0)
-    given = {"logits": True, "axis": 0, "temperature": 2.0, "where": "mask.npy"}
+    given = {"kind": "logits", "axis": 0, "temperature": 2.0, "where": "mask.npy"}
     assert {name: report[name] for name in given} == given
 
 
@@ -67,19 +77,19 @@ def test_a_mask_of_elements(client, folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--axis", "0"], "--axis and --temperature are for --logits"),
-        (["--temperature", "1"], "--axis and --temperature are for --logits"),
-        (["--logits", "--zero-safe"], "--log-target and --zero-safe are for what is not --logits"),
+        (["--axis", "0"], "--axis and --temperature are for --kind logits"),
+        (["--temperature", "1"], "--axis and --temperature are for --kind logits"),
+        (["--kind", "logits", "--zero-safe"], "--zero-safe is not for --kind logits"),
         (
-            ["--logits", "--temperature", "0"],
+            ["--kind", "logits", "--temperature", "0"],
             "temperature must be a positive finite number, got 0.0",
         ),
-        (["--logits", "--axis", "3"], "axis 3 is out of bounds for array of dimension 3"),
+        (["--kind", "logits", "--axis", "3"], "axis 3 is out of bounds for array of dimension 3"),
         (
-            ["--logits", "--where", LOGITS[0]],
+            ["--kind", "logits", "--where", LOGITS[0]],
             "where must be booleans, or integers of 0 and 1, got dtype float16",
         ),
-        (["--logits", "--where", "none.npy"], "none.npy"),
+        (["--kind", "logits", "--where", "none.npy"], "none.npy"),
     ],
 )
 def test_bad_options(options, message, capsys):

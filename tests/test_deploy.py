@@ -44,7 +44,14 @@ from tests.helpers.deploy_slurm import free_ports, slurm, submit
 
 ROLES = ("scheduler", "worker", "client")
 
-EXAMPLE = ["data/student.zarr", "data/teacher.zarr", "--log-target", "--reduction", "batchmean"]
+EXAMPLE = [
+    "data/student.zarr",
+    "data/teacher.zarr",
+    "--kind",
+    "log_probs",
+    "--reduction",
+    "batchmean",
+]
 RESULT = "0.06150904\n"
 
 

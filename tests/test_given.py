@@ -194,7 +194,7 @@ def test_masks_of_the_command(tmp_path, monkeypatch, capsys, client):
     zarr.create_group("said.zarr").create_array("deep/mask", data=MASK.astype("u1"))
     for name, array in {"x": X, "t": T, "twos": 2 * MASK}.items():
         np.save(f"{name}.npy", array)
-    options = "x.npy", "t.npy", "--logits", "--scheduler", client.scheduler.address
+    options = "x.npy", "t.npy", "--kind", "logits", "--scheduler", client.scheduler.address
     found = call(capsys, *options, "--where", "said.zarr", "--where-key", "deep/mask")
     wanted = kl_div_with_logits(X, T, where=MASK > 0).compute()
     assert found == (0, f"{np.float32(wanted)!s}\n", [])

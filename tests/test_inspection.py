@@ -77,16 +77,16 @@ def test_base_files_hold_log_probabilities(capsys, client):
     code, out, (line,) = call(capsys, *pair, *on)
     assert (code, out) == (2, "")
     assert line.endswith(
-        "is a base file of llama.cpp and holds log-probabilities: pass --log-target"
+        "is a base file of llama.cpp and holds log-probabilities: pass --kind log_probs"
     )
-    assert call(capsys, *pair, "--log-target", "--reduction", "sum", *on)[0] == 0
+    assert call(capsys, *pair, "--kind", "log_probs", "--reduction", "sum", *on)[0] == 0
 
 
 def test_what_was_used_is_in_the_output(capsys, client):
     np.save("x.npy", np.random.default_rng(0).normal(size=(4, 5)))
     np.save("t.npy", np.random.default_rng(1).normal(size=(4, 5)))
     on = "--scheduler", client.scheduler.address
-    _, out, _ = call(capsys, "x.npy", "t.npy", "--logits", "--json", *on)
+    _, out, _ = call(capsys, "x.npy", "t.npy", "--kind", "logits", "--json", *on)
     found = json.loads(out)
     assert (found["axis"], found["temperature"]) == (-1, 1.0)
 

@@ -123,7 +123,9 @@ COMMAND = "from kldiv_dask.cli import main; main()"
 def command(address, number, name="evaluate"):
     """Start a command on a cluster."""
     arguments = [name, "x.npy", "t.npy", "--scheduler", address, "--chunks", "1,3,5"]
-    arguments += ["--json", f"{number}.json"] if name == "evaluate" else ["--logits", "--json"]
+    arguments += (
+        ["--json", f"{number}.json"] if name == "evaluate" else ["--kind", "logits", "--json"]
+    )
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

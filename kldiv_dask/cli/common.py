@@ -23,13 +23,16 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # What clears the line of a terminal that a progress bar was on.
 CLEAR = "\r\33[2K"
 
+
+def key_option(argument: str, more: str = "") -> Callable[[Any], Any]:
+    """Return the option for the name of an array in its file."""
+    help = f"Name of the array in a file or group of many{more}."
+    return click.option(f"--{argument}-key", metavar="KEY", help=help)
+
+
 _READING = (
-    click.option(
-        "--input-key", metavar="KEY", help="Name of the array in a file or group of many."
-    ),
-    click.option(
-        "--target-key", metavar="KEY", help="Name of the array in a file or group of many."
-    ),
+    key_option("input"),
+    key_option("target"),
     click.option(
         "--chunks",
         metavar="SIZE",
@@ -43,7 +46,7 @@ _READING = (
     ),
 )
 
-# What messages of the library say of arguments, in the words of the command.
+# How messages of the library name arguments, and the options that these are in the command.
 _FLAGS = (
     (re.compile(r"\bresume=False\b"), "--no-resume"),
     (re.compile(r"\bresume='adopt'"), "--adopt"),
@@ -80,7 +83,7 @@ _CLUSTER = (
 
 
 def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say how the two arrays are read."""
+    """Add the options for reading the two arrays."""
     return _with(_READING, command)
 
 
@@ -105,7 +108,7 @@ def parse_chunks(text: str | None) -> Any:
 
 
 def in_options(message: str) -> str:
-    """Say what a message of the library says of arguments in the words of the command.
+    """Replace the arguments in a message of the library by the options of the command.
 
     Examples
     --------
@@ -129,7 +132,7 @@ def _option(argument: str) -> str:
 
 
 def say(doing: str) -> None:
-    """Say what is done before there is any progress, on the line that progress comes on."""
+    """Show what the command does, on the line that its progress will replace."""
     if sys.stderr.isatty():
         click.echo(f"{CLEAR}{doing} ...", nl=False, err=True)
 
@@ -161,9 +164,9 @@ def cluster(scheduler: str | None, workers: int | None, threads: int | None) -> 
 
 @contextlib.contextmanager
 def one_line_errors(hint: Callable[[], str] = str) -> Iterator[None]:
-    """Say what fails, stops or is warned of in one line each, and end with the exit code for it.
+    """Write each error, stop and warning in one line, and end with the exit code for it.
 
-    Where the command fails or is stopped, what `hint` returns then is the end of the line.
+    The line of an error or a stop ends with what `hint` returns then.
     """
     with exit_on_error(FAILED, hint=hint), _stoppable(hint), warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)

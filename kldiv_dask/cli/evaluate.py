@@ -18,6 +18,7 @@ from kldiv_dask.cli.common import (
     cluster_options,
     exit_on_error,
     in_options,
+    key_option,
     one_line_errors,
     parse_chunks,
     reading_options,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kldiv_dask.evaluation import Evaluation
     from kldiv_dask.evaluation.request import Request
 
-SMALL = "where", "groups", "labels"
+BY_POSITION = "where", "groups", "labels"
 
 
 @click.command(context_settings=SETTINGS)
@@ -75,13 +76,9 @@ SMALL = "where", "groups", "labels"
     help="Compute in float64; by default only float64 data are.",
 )
 @reading_options
-@click.option("--where-key", metavar="KEY", help="Name of the array in a file or group of many.")
-@click.option("--groups-key", metavar="KEY", help="Name of the array in a file or group of many.")
-@click.option(
-    "--labels-key",
-    metavar="KEY",
-    help="Name of the array in a file or group of many; 'labels' in a base file of llama.cpp.",
-)
+@key_option("where")
+@key_option("groups")
+@key_option("labels", "; 'labels' in a base file of llama.cpp")
 @click.option(
     "--checkpoint",
     metavar="PATH",
@@ -154,7 +151,9 @@ def evaluate(
     with one_line_errors(_hint(options["checkpoint"], no_resume)):
         with exit_on_error(BAD_INPUT):
             read = {"INPUT": input, "TARGET": target}
-            read |= {f"--{name}": options[name] for name in SMALL if options[name] is not None}
+            read |= {
+                f"--{name}": options[name] for name in BY_POSITION if options[name] is not None
+            }
             written = {"--html": html, "--json": json, "--save": save}
             _check_paths(read, written | {"--checkpoint": options["checkpoint"]})
             if html is not None:
@@ -166,14 +165,14 @@ def evaluate(
             request = Request(input=input, target=target, **options)
         with cluster(scheduler, workers, threads) as client:
             result = _run(client, request)
-        _give(result, written)
+        _output(result, written)
 
 
 def _check_paths(read: Mapping[str, str], written: Mapping[str, str | None]) -> None:
-    """Refuse files that can't be written, or that are another file of the command too."""
+    """Refuse files that can't be written, or that are named twice."""
     from kldiv_dask.evaluation import files
 
-    known = {os.path.realpath(path): name for name, path in read.items()}
+    names = {os.path.realpath(path): name for name, path in read.items()}
     for name, path in written.items():
         if path is None:
             continue
@@ -181,32 +180,32 @@ def _check_paths(read: Mapping[str, str], written: Mapping[str, str | None]) -> 
             raise ValueError(f"{name} must be a file, got {path}, which is the standard output")
         files.check(path, name)
         same = "-" if files.is_stdout(path) else os.path.realpath(path)
-        other = known.setdefault(same, name)
+        other = names.setdefault(same, name)
         if other != name:
             raise ValueError(f"{name} is {path}, which is {other} too")
 
 
 def _run(client: "Client", request: "Request") -> "Evaluation":
-    """Evaluate, with a line of progress if somebody can see it."""
+    """Evaluate; show a line of progress if stderr is a terminal."""
     import dask
 
     from kldiv_dask.cli.warmup import warm
 
-    seen = sys.stderr.isatty()
+    is_terminal = sys.stderr.isatty()
     with contextlib.ExitStack() as stack:
-        # What a slab raises is none of these, so they are about the arguments.
+        # No slab raises these, so they are about the arguments.
         about = (ValueError, TypeError, ImportError, BlockingIOError)
         stack.enter_context(exit_on_error(BAD_INPUT, errors=about))
-        if seen:
+        if is_terminal:
             stack.callback(click.echo, CLEAR, nl=False, err=True)
         say("compiling the kernels on the workers, unless they are stored from an earlier run")
         work = functools.partial(dask.compute, request.sample(), scheduler="synchronous")
         stack.enter_context(warm(client, work))
-        return request.run(progress=seen, scheduler=client)
+        return request.run(progress=is_terminal, scheduler=client)
 
 
-def _give(result: "Evaluation", written: Mapping[str, str | None]) -> None:
-    """Write a result to files and print it, all that can be; then say what could not be."""
+def _output(result: "Evaluation", written: Mapping[str, str | None]) -> None:
+    """Write a result to files and print it; raise an error at the end if a file was not written."""
     from kldiv_dask.evaluation import files
 
     ways: dict[str, Callable[[str], Any]] = {
@@ -234,7 +233,7 @@ def _give(result: "Evaluation", written: Mapping[str, str | None]) -> None:
 
 
 def _hint(checkpoint: str | None, no_resume: bool) -> Callable[[], str]:
-    """Return what says how to go on, if by then there is a checkpoint of this run."""
+    """Return a function that says how to resume, if this run wrote its checkpoint."""
 
     def written() -> int | None:
         with contextlib.suppress(OSError):
