@@ -117,11 +117,11 @@ class Data:
         The sentence is empty if they do not differ.
         """
         for name, other in itertools.combinations(("input", "target", "labels"), 2):
-            whole = {name, other} <= self._stored
+            is_whole = {name, other} <= self._stored
             pairs = itertools.product(self.sources.get(name, ()), self.sources.get(other, ()))
             for first, second in pairs:
-                if difference := other_text(first, second, whole=whole):
-                    return difference, whole
+                if difference := other_text(first, second, whole=is_whole):
+                    return difference, is_whole
         return "", True
 
     def are_same(self) -> bool:

@@ -1,4 +1,4 @@
-"""One pass over the data of two models."""
+"""The function `evaluate`: all statistics of two models, from one pass over their data."""
 
 import os
 from collections.abc import Hashable
@@ -85,25 +85,25 @@ def evaluate(
     allow_truncated : bool
         Of paths, whether to read a base file of llama.cpp that was cut short, as in `open_pair`.
     checkpoint : str or os.PathLike, optional
-        A local file that is written now and then, and when the run ends or fails. A run that finds
-        it does what is left, if it is of the same data and options; chunks, threads and scheduler
-        may be others. Arrays given by their paths, or from `open_array` and `open_pair`, are known
-        by their path and by the names, sizes and times of up to ``kldiv.files-checked`` of their
-        files, other Dask arrays by their names and what is known of the files in them, and arrays
-        in memory by what is in them. A store that Dask or xarray has opened should therefore not be
-        changed in place; arrays of zarr and h5py are refused.
+        A local file that is written at intervals, and when the run ends or fails. If it exists, the
+        run computes only what is left. The data and options must be the same; chunks, threads and
+        scheduler may differ. The identity of the data depends on how they are given. Paths, and
+        arrays from `open_array` and `open_pair`: the path, and the names, sizes and times of up to
+        ``kldiv.files-checked`` files. Other Dask arrays: their names, and the known files that they
+        are read from. Arrays in memory: their content. So do not change a store in place that Dask
+        or xarray has opened. Arrays of zarr and h5py are refused.
     checkpoint_interval : float, optional
-        After how many seconds it is written again: by default 60, or what
+        Seconds from one checkpoint to the next: by default 60, or what
         ``kldiv.evaluate.checkpoint-interval`` of Dask's configuration says.
     resume : bool or 'adopt'
-        False to start over, in the place of the checkpoint. 'adopt' to go on from it although the
-        data are not known by the same paths, times or names, as when they were moved, copied or
-        touched: up to three slabs that were done are read again, and it is an error if one is not
-        what it was, or if there is none.
+        False to start over, and replace the checkpoint. 'adopt' to go on from it although paths,
+        times or names of the data differ, as after they were moved, copied or touched. Up to three
+        slabs that were done are then computed again; it is an error if one differs, or if there is
+        none.
     on_error : {'raise', 'skip'}
         What to do about chunks that can't be read or computed: end the run, after saving; or leave
-        them out, with an `EvaluationWarning` and a note in the result for each. A run that is
-        taken up again does not come back to them.
+        them out, with an `EvaluationWarning` and a note in the result for each. A run that resumes
+        does not try them again.
     progress : bool, callable or None
         None to show a line on stderr if that is a terminal or the output of a notebook, True to
         show it in any case, False for none. The line has the size of what is left to read; then,
@@ -134,7 +134,7 @@ def evaluate(
     Warns
     -----
     EvaluationWarning
-        What was left out, or makes it probable that the data are not what they are said to be.
+        Positions were left out, or the data are probably not of the kind that was named.
 
     Notes
     -----

@@ -113,7 +113,7 @@ class Operands(NamedTuple):
 
     def grid(self, box: Box) -> Grid:
         """Return the pairs of chunks of a box of the positions."""
-        is_whole = box == regions.whole(self.plan.shape)
+        is_whole = box == regions.box_of(self.plan.shape)
         states = graph.states(self.pair, self.by_position, self.plan, None if is_whole else box)
         pair = self.pair if is_whole else self.pair.of_positions(box)
         return Grid(box, states, pair.chunks[:-1])

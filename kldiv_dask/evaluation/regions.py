@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from kldiv_dask.align import Box
 
 
-def whole(shape: Sequence[int]) -> Box:
+def box_of(shape: Sequence[int]) -> Box:
     """Return the box of all positions."""
     return tuple((0, size) for size in shape)
 

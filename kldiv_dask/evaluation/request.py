@@ -129,7 +129,7 @@ class Request:
             skip=self.on_error == "skip",
             scheduler=scheduler,
         )
-        total = regions.size(regions.whole(plan.shape))
+        total = regions.size(regions.box_of(plan.shape))
         early = EarlyWarning(plan.kind, warned)
         listeners: list[Notify] = [early]
         if report is not None:

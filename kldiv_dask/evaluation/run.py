@@ -96,7 +96,7 @@ class Run:
         if path is not None and resume and path.exists():
             self._load(path, adopt=resume == "adopt")
         self.resumed = self.progress.positions
-        boxes = regions.left_over(regions.whole(shape), self.progress.done)
+        boxes = regions.left_over(regions.box_of(shape), self.progress.done)
         self.remaining = Remaining([grid_of(box) for box in boxes])
 
     def compute(self, notify: Notify) -> Progress:

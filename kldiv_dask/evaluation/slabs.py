@@ -50,7 +50,7 @@ class Remaining:
 
     def __init__(self, grids: Sequence[Grid]) -> None:
         self.pairs = sum(grid.pairs for grid in grids)
-        self._parts = [(grid, regions.whole(grid.states.numblocks)) for grid in grids]
+        self._parts = [(grid, regions.box_of(grid.states.numblocks)) for grid in grids]
 
     def __bool__(self) -> bool:
         return bool(self._parts)

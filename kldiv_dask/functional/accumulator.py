@@ -1,4 +1,4 @@
-"""KL divergence of data that arrive in batches."""
+"""The KL divergence of data in batches."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -20,30 +20,30 @@ from kldiv_dask.options import (
 )
 from kldiv_dask.versions import REVISION
 
-# Of what `state_dict` returns. 2: other names of kinds, and the revision of the kernels.
+# The version of what `state_dict` returns. 2: other names of kinds, and the revision of kernels.
 VERSION = 2
 
 
 class KLDivergence:
-    """An exact running KL divergence, for batches of which each fits into a computation.
+    """An exact running KL divergence of data in batches.
 
-    It gives the same bits as one call over all batches joined along their first axis, or that of
-    the positions of logits, whatever the batches, their order, and the order in which accumulators
-    are merged.
+    The result has the same bits as one call over all batches, joined along the first axis of the
+    elements or positions. It does not depend on the sizes and the order of the batches, or on the
+    order in which accumulators are merged.
 
     Parameters
     ----------
     kind : {'log_probs_and_probs', 'log_probs', 'logits'}
-        What input and target hold: log-probabilities and probabilities as for `kl_div`,
-        log-probabilities both as for it with ``log_target``, or logits both as for
+        What input and target hold: log-probabilities and probabilities, as for `kl_div`;
+        log-probabilities in both, as for `kl_div` with ``log_target``; or logits in both, as for
         `kl_div_with_logits`.
     reduction : {'mean', 'batchmean', 'sum'}
         As for the function that `kind` names.
     axis, temperature
-        As for `kl_div_with_logits`, for logits alone.
+        As for `kl_div_with_logits`; for logits only.
     dtype : dtype_like, optional
-        As for the function that `kind` names. By default the first batch decides, and those that
-        would be computed in another type are refused.
+        As for that function. By default the first batch decides, and batches that would be
+        computed in another type are refused.
     zero_safe : bool
         As for `kl_div`.
 
@@ -85,32 +85,34 @@ class KLDivergence:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Remove all batches."""
         self._partial = partial_sum.zero()
         self._types: list[str] | None = None
 
     def update(self, input: Any, target: Any, where: Any = None) -> None:
-        """Add a batch, computing it now.
+        """Compute a batch, and add it.
 
         Parameters
         ----------
         input, target : array_like
-            NumPy or Dask arrays of what `kind` says; DataArrays are paired by name.
+            NumPy or Dask arrays that hold what `kind` says; DataArrays are paired by name.
         where : array_like of bool, optional
             Which elements, or positions of logits, to include.
 
         Raises
         ------
         ValueError, TypeError
-            As the function that `kind` names; or the batch would be computed in another type than
-            those before.
+            What the function for `kind` refuses; or the batch would be computed in another type
+            than those before.
         """
         if self.kind == "logits":
             operands = xarray_support.match(
                 input, target, {"where": where}, axis=self.axis, classes=True
             )
-            logits, to = prepare_logits(operands, self.temperature, self.dtype, stacklevel=2)
-            types = [to.name, logits.dtype.name]
+            logits, result_dtype = prepare_logits(
+                operands, self.temperature, self.dtype, stacklevel=2
+            )
+            types = [result_dtype.name, logits.dtype.name]
             pair, merged = merged_positions(logits, None)
         else:
             operands = xarray_support.match(input, target, {"where": where})
@@ -126,12 +128,12 @@ class KLDivergence:
         self._set([self._partial, added], types)
 
     def compute(self) -> Any:
-        """Return the reduction of all batches so far, a NumPy scalar, rounded once.
+        """Return the reduction of all batches so far as a NumPy scalar, rounded once.
 
         Raises
         ------
         ValueError
-            There has been no batch, and no `dtype` says what the result is to be.
+            There was no batch, and no `dtype` was given.
         """
         dtype = named_dtype(self._types[0]) if self._types else self.dtype
         if dtype is None:
@@ -145,8 +147,7 @@ class KLDivergence:
         Raises
         ------
         ValueError
-            Another accumulator was constructed with other options than this one, but for the
-            reduction.
+            Another accumulator has other options, apart from the reduction.
         TypeError
             Its batches were computed in another type, or it is no accumulator.
         """
@@ -169,7 +170,7 @@ class KLDivergence:
         return joined.merge(other)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that has been added, as what JSON can hold."""
+        """Return the sum of all batches, and the options, for JSON."""
         return {
             "version": VERSION,
             "revision": REVISION,
@@ -224,18 +225,18 @@ class KLDivergence:
         }
 
     def _check_options(self, options: Mapping[str, Any], whose: str) -> None:
-        for name, own in self._options().items():
-            if options[name] != own:
-                raise ValueError(f"{whose} must have {name}={own!r}, got {options[name]!r}")
+        for name, value in self._options().items():
+            if options[name] != value:
+                raise ValueError(f"{whose} must have {name}={value!r}, got {options[name]!r}")
 
     def _check_types(
-        self, types: list[str] | None, whose: str, own: list[str] | None = None
+        self, types: list[str] | None, whose: str, before: list[str] | None = None
     ) -> None:
-        own = own or self._types
-        if own is not None and types is not None and own != types:
+        before = before or self._types
+        if before is not None and types is not None and before != types:
             raise TypeError(
                 f"{whose} is computed in {types[1]} to {types[0]}, where those before were"
-                f" computed in {own[1]} to {own[0]}; give all batches one type"
+                f" computed in {before[1]} to {before[0]}; give all batches one type"
             )
 
     def _set(self, parts: list[partial_sum.Partial], types: list[str] | None) -> None:
@@ -248,11 +249,11 @@ class KLDivergence:
 
 def _checked_partial(numbers: Any) -> partial_sum.Partial:
     """Return a canonical partial that was stored as a list."""
-    wanted = f"the state's partial is not a list of {partial_sum.SIZE} integers from state_dict"
+    message = f"the state's partial is not a list of {partial_sum.SIZE} integers from state_dict"
     if not isinstance(numbers, list) or len(numbers) != partial_sum.SIZE:
-        raise ValueError(wanted)
-    for place, number in enumerate(numbers):
-        low, high = partial_sum.bounds(place)
+        raise ValueError(message)
+    for index, number in enumerate(numbers):
+        low, high = partial_sum.bounds(index)
         if type(number) is not int or not low <= number < high:
-            raise ValueError(f"{wanted}: at {place} it has {number!r}")
+            raise ValueError(f"{message}: at {index} it has {number!r}")
     return np.array(numbers, dtype=np.int64)

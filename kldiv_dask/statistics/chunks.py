@@ -101,7 +101,7 @@ def evaluate_chunks(
 
 
 def _indices(
-    local: Integers, shape: tuple[int, ...], start: tuple[int, ...], whole: tuple[int, ...]
+    local: Integers, shape: tuple[int, ...], start: tuple[int, ...], full_shape: tuple[int, ...]
 ) -> tuple[Integers, list[Integers]]:
     """Return the numbers of positions among all, and their indices along each axis.
 
@@ -109,7 +109,7 @@ def _indices(
     ----------
     local : int64 array
         Their numbers, in C order, among the positions of the chunks.
-    shape, whole : tuple of int
+    shape, full_shape : tuple of int
         The shape of the positions of the chunks, and that of all.
     start : tuple of int
         The index of the first position of the chunks.
@@ -118,7 +118,7 @@ def _indices(
         return local, []
     inner = np.unravel_index(local, shape)
     axes = [index + first for index, first in zip(inner, start, strict=True)]
-    return np.ravel_multi_index(tuple(axes), whole), axes
+    return np.ravel_multi_index(tuple(axes), full_shape), axes
 
 
 def _empty_state(names: npt.NDArray[Any], with_labels: bool) -> EvaluationState:
