@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
@@ -76,6 +77,29 @@ class Line:
         end = "\n" if update.done == update.total else ""
         self._file.write(f"\r{update.text:<{self._width}}{end}")
         self._file.flush()
+
+
+def counter(report: Report, total: int, unit: str) -> Callable[[int], None]:
+    """Return what to call with the number of units that were done since the last call.
+
+    Examples
+    --------
+    >>> notify = counter(lambda update: print(update.done, "of", update.total), 5, "positions")
+    >>> notify(2)
+    2 of 5
+    >>> notify(3)
+    5 of 5
+    """
+    start = time.monotonic()
+    done = 0
+
+    def notify(units: int) -> None:
+        nonlocal done
+        done += units
+        rate = done / max(time.monotonic() - start, 1e-9)
+        report(ProgressUpdate(done, total, unit, describe(done, total, unit, rate)))
+
+    return notify
 
 
 def describe(done: int, total: int, unit: str, rate: float) -> str:

@@ -2,7 +2,6 @@
 
 import html
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from kldiv_dask.align import Pair
 from kldiv_dask.functional.divergence import prepare
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import Reduction
-from kldiv_dask.progress import Progress, ProgressUpdate, Report, describe, reporter
+from kldiv_dask.progress import Progress, counter, reporter
 
 
 class KLDivSummary(NamedTuple):
@@ -138,7 +137,7 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
             The same fields as NumPy scalars.
         """
         report = reporter(progress)
-        notify = None if report is None else _pairs_reporter(report, self.pairs)
+        notify = None if report is None else counter(report, self.pairs, "pairs of chunks")
         walks = self._blocks is not None and (notify is not None or self.is_large)
         if walks and self._pair is not None:
             total = graph.walk(self._blocks, progress=notify, **kwargs)
@@ -215,21 +214,6 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
             one = graph if renamed else {key: list(graph.values())[place]}
             fields.append(rebuild(one, *state, **options))
         return LazySummary(KLDivSummary(*fields), self.pairs)
-
-
-def _pairs_reporter(report: Report, total: int) -> Callable[[int], None]:
-    """Return what to call with the number of pairs of chunks of each slab that is done."""
-    start = time.monotonic()
-    done = 0
-
-    def notify(pairs: int) -> None:
-        nonlocal done
-        done += pairs
-        rate = done / max(time.monotonic() - start, 1e-9)
-        text = describe(done, total, "pairs of chunks", rate)
-        report(ProgressUpdate(done, total, "pairs of chunks", text))
-
-    return notify
 
 
 def _computed(results: Iterable[Sequence[Any]]) -> KLDivSummary:
