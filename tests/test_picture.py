@@ -101,7 +101,7 @@ def saved(path):
     """Save the report that the README's first command makes."""
     store = str(ROOT / "tests" / "data" / "ocr" / "logits.zarr")
     keys = {"input_key": "student", "target_key": "teacher"}
-    evaluate(store, store, **keys, progress=False, scheduler="sync").save_html(path)
+    evaluate(store, store, **keys, progress=False, scheduler="sync").to_html(path)
 
 
 def words(path):
