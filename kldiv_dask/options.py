@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.exceptions import AxisError
 
+from kldiv_dask.extras import require
+
 Kind = Literal["none", "mean", "sum"]
 
 REDUCTIONS = ("none", "mean", "batchmean", "sum")
@@ -131,12 +133,7 @@ def check_floats(input: Any, target: Any) -> None:
 def named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """Return the data type of a name, bfloat16 too."""
     if dtype == "bfloat16":  # a name that NumPy knows only once ml_dtypes is imported
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise ImportError(
-                'dtype bfloat16 needs the package ml_dtypes: pip install "kldiv-dask[bfloat16]"'
-            ) from error
+        ml_dtypes = require("ml_dtypes", "bfloat16", "dtype bfloat16")
         named: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return named
     return np.dtype(dtype)

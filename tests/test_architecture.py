@@ -42,7 +42,7 @@ LAYERS = {
     "functional": Layer(
         "xarray_support graph align partial_sum options progress versions kernels", "dask numpy"
     ),
-    "report": Layer("", on_use="jinja2 matplotlib"),
+    "report": Layer("extras", on_use="jinja2 matplotlib"),
     "xarray_support": Layer("align arrays options", "dask numpy", on_use="xarray"),
     "graph": Layer(
         "align statistics partial_sum options grid storage config kernels", "dask numpy"
@@ -53,10 +53,11 @@ LAYERS = {
     "partial_sum": Layer("kernels", "numpy"),
     "kernels": Layer("grid", "numpy numba llvmlite"),
     "grid": Layer(""),
-    "options": Layer("", "numpy", on_use="ml_dtypes"),
-    "storage": Layer("config", "dask numpy", on_use="fsspec h5py ml_dtypes safetensors zarr"),
+    "options": Layer("extras", "numpy"),
+    "storage": Layer("config extras", "dask numpy"),
     "config": Layer("", "dask"),
     "progress": Layer(""),
+    "extras": Layer(""),
     "versions": Layer(""),
 }
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from kldiv_dask.extras import require
 from kldiv_dask.report.wording import (
     Report,
     clean,
@@ -276,9 +277,4 @@ def _figure(report: Report, charts: Mapping[str, float]) -> "Figure":
 
 def require_matplotlib() -> None:
     """Raise an ImportError that says what to install if Matplotlib is not there."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'charts need the package matplotlib: pip install "kldiv-dask[plot]"'
-        ) from error
+    require("matplotlib", "plot", "a chart")

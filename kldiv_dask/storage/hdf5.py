@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kldiv_dask import config
+from kldiv_dask.extras import require
 from kldiv_dask.storage.attributes import NAMES, missing_values, refuse_packed
 from kldiv_dask.storage.contents import (
     Contents,
@@ -30,7 +31,6 @@ from kldiv_dask.storage.source import (
     display_name,
     magic_bytes,
     name_some,
-    require,
 )
 from kldiv_dask.storage.text import printable_errors
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from kldiv_dask.extras import require
 from kldiv_dask.storage.mapped import MappedSource
 from kldiv_dask.storage.source import (
     check_dtype,
     check_shape,
     display_name,
     name_some,
-    require,
     require_local,
 )
 

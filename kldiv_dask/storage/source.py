@@ -1,6 +1,5 @@
 """The handle every format hands to Dask, and the error of a region that can't be read."""
 
-import importlib
 import math
 import os
 import time
@@ -287,13 +286,3 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
         f"{name} has dtype {dtype}{hint}; boolean, integer, real floating and string arrays can be"
         " read"
     )
-
-
-def require(module: str, extra: str, path: str) -> Any:
-    """Import an optional package that opening `path` needs, or say which extra installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'{path} needs the package {module} to be read: pip install "kldiv-dask[{extra}]"'
-        ) from error

@@ -13,6 +13,7 @@ import dask.base
 import numpy as np
 
 from kldiv_dask import config
+from kldiv_dask.extras import require
 from kldiv_dask.storage.attributes import missing_values, refuse_packed
 from kldiv_dask.storage.contents import (
     Contents,
@@ -32,7 +33,6 @@ from kldiv_dask.storage.source import (
     display_name,
     is_url,
     name_some,
-    require,
     spans,
 )
 from kldiv_dask.storage.text import printable_errors
