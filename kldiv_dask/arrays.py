@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.array.utils import meta_from_array
 
-from kldiv_dask.options import named_dtype
+from kldiv_dask.dtypes import TABLE, dtype_called
 
 # What is said of elements or positions: the kinds of type it is computed with, those that are
 # turned into one of them, and both in words.
@@ -62,9 +62,10 @@ def torch_to_numpy(name: str, operand: Any) -> Any:
     if str(operand.layout) != "torch.strided":
         raise TypeError(f"{what} of layout {operand.layout}; pass {name}.to_dense()")
     operand = operand.resolve_conj().resolve_neg()
-    if str(operand.dtype) == "torch.bfloat16":  # which NumPy has from ml_dtypes, and torch has not
-        bits = operand.contiguous().view(sys.modules["torch"].int16).numpy()
-        return bits.view(named_dtype("bfloat16"))
+    known = TABLE.get(str(operand.dtype).removeprefix("torch."))
+    if known is not None and not known.in_numpy:  # torch does not know ml_dtypes
+        signed = getattr(sys.modules["torch"], f"int{known.bits}")
+        return operand.contiguous().view(signed).numpy().view(dtype_called(known.name))
     try:
         return operand.numpy()
     except TypeError as error:

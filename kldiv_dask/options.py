@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.exceptions import AxisError
 
-from kldiv_dask.extras import require
+from kldiv_dask.dtypes import OPERANDS, RESULTS, named_dtype
 
 Kind = Literal["none", "mean", "sum"]
 
@@ -22,8 +22,6 @@ _LEGACY: dict[tuple[bool, bool], Kind] = {
     (True, False): "none",
     (False, False): "none",
 }
-
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Reduction(NamedTuple):
@@ -116,10 +114,11 @@ def resolve_axes(axis: Any, ndim: int) -> tuple[int, ...]:
 
 
 def _check_float(name: str, dtype: np.dtype[Any]) -> None:
-    if dtype.name not in FLOATS:
+    accepted = RESULTS if name == "dtype" else OPERANDS
+    if dtype.name not in accepted:
         what = "dtype" if name == "dtype" else f"the dtype of {name}"
         hint = f"; convert it, as {name}.astype('float32') does" if dtype.kind == "O" else ""
-        raise TypeError(f"{what} must be one of {', '.join(FLOATS)}, got {dtype}{hint}")
+        raise TypeError(f"{what} must be one of {', '.join(accepted)}, got {dtype}{hint}")
 
 
 def check_floats(input: Any, target: Any) -> None:
@@ -128,15 +127,6 @@ def check_floats(input: Any, target: Any) -> None:
     # torch looks for a complex operand before it looks for an integer one.
     for name, operand in sorted(operands.items(), key=lambda item: item[1].dtype.kind != "c"):
         _check_float(name, operand.dtype)
-
-
-def named_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the data type of a name, bfloat16 too."""
-    if dtype == "bfloat16":  # a name that NumPy knows only once ml_dtypes is imported
-        ml_dtypes = require("ml_dtypes", "bfloat16", "dtype bfloat16")
-        named: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return named
-    return np.dtype(dtype)
 
 
 def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -150,14 +140,16 @@ def resolve_dtype(input: Any, target: Any, dtype: npt.DTypeLike | None) -> np.dt
     """Check the operands' data types and return the type of the computation and its result.
 
     Only `dtype` and `ndim` of the operands are looked at. The wider float wins, except that a 0-d
-    operand does not widen an array.
+    operand does not widen an array. It is float32 where results can't have the wider.
     """
     check_floats(input, target)
     if dtype is None:
         deciding = [a.dtype for a in (input, target) if a.ndim] or [input.dtype, target.dtype]
         resolved: np.dtype[Any] = max(deciding, key=lambda dtype: dtype.itemsize)
-        if len({dtype.name for dtype in deciding if dtype.itemsize == resolved.itemsize}) > 1:
-            resolved = np.dtype(np.float32)  # float16 and bfloat16: neither holds the other
+        widest = {dtype.name for dtype in deciding if dtype.itemsize == resolved.itemsize}
+        # Of float16 and bfloat16, neither holds the other.
+        if len(widest) > 1 or not widest <= {*RESULTS}:
+            resolved = np.dtype(np.float32)
     else:
         resolved = float_dtype(dtype)
     return resolved.newbyteorder("=")

@@ -29,18 +29,19 @@ class Layer(NamedTuple):
 LAYERS = {
     "__init__": Layer("evaluation functional storage config"),
     "cli": Layer(
-        "evaluation functional report options progress storage versions",
+        "evaluation functional report options progress storage versions dtypes",
         "click distributed",  # the plugin in cli/warmup, which is imported on use
         on_use="dask numpy",
     ),
     "evaluation": Layer(
         "report xarray_support graph statistics align arrays partial_sum options grid storage "
-        "config progress versions kernels",
+        "config progress versions kernels dtypes",
         "dask numpy",
         on_use="distributed",
     ),
     "functional": Layer(
-        "xarray_support graph align partial_sum options progress versions kernels", "dask numpy"
+        "xarray_support graph align partial_sum options progress versions kernels dtypes",
+        "dask numpy",
     ),
     "report": Layer("extras", on_use="jinja2 matplotlib"),
     "xarray_support": Layer("align arrays options", "dask numpy", on_use="xarray"),
@@ -49,14 +50,15 @@ LAYERS = {
     ),
     "statistics": Layer("partial_sum kernels", "numpy", on_use="scipy"),
     "align": Layer("arrays options", "dask numpy"),
-    "arrays": Layer("options", "dask numpy"),
+    "arrays": Layer("dtypes", "dask numpy"),
     "partial_sum": Layer("kernels", "numpy"),
-    "kernels": Layer("grid", "numpy numba llvmlite"),
+    "kernels": Layer("grid dtypes", "numpy numba llvmlite"),
     "grid": Layer(""),
-    "options": Layer("extras", "numpy"),
-    "storage": Layer("config extras", "dask numpy"),
+    "options": Layer("dtypes", "numpy"),
+    "storage": Layer("config dtypes extras", "dask numpy"),
     "config": Layer("", "dask"),
     "progress": Layer(""),
+    "dtypes": Layer("extras", on_use="numpy"),
     "extras": Layer(""),
     "versions": Layer(""),
 }

@@ -8,7 +8,7 @@ import pytest
 
 from kldiv_dask.kernels import fingerprint
 from kldiv_dask.kernels.fingerprint import RADIX, P
-from kldiv_dask.kernels.half_floats import as_stored
+from kldiv_dask.kernels.stored_floats import as_stored
 
 WORD = 2**64
 CONSTANTS = [int(number) for number in fingerprint._CONSTANTS]

@@ -181,8 +181,12 @@ BROKEN = {
     ),
     # Which early versions of the package do not know.
     "complex": (one("C64", 8), (TypeError, ValueError), ":x has dtype complex64|" + NOT_READABLE),
-    "float8": (one("F8_E4M3", 1), TypeError, ":x has dtype F8_E4M3; .*save it as BF16 or F32"),
-    "float8, wider": (one("F8_E5M2", 1), TypeError, ":x has dtype F8_E5M2; .*at least 16 bits"),
+    "float8": (one("F8_E4M3", 1), TypeError, r"must be of .*BF16, F32.* got F8_E4M3: save it as "),
+    "float8, wider": (
+        one("F8_E5M2", 1),
+        TypeError,
+        r"must be of .*, F16.* got F8_E5M2: save it as ",
+    ),
 }
 
 

@@ -134,7 +134,7 @@ def test_refused_pairs(tmp_path):
         open_pair(x, t)
     for pair in (x, labels), (labels, x):
         with pytest.raises(
-            TypeError, match=r"labels\.npy must be of dtype .*bfloat16.*, got int64"
+            TypeError, match=r"labels\.npy must be of dtype .*float16, bfloat16.* got int64$"
         ):
             open_pair(*pair)
 

@@ -12,7 +12,7 @@ import pytest
 
 from kldiv_dask import partial_sum
 from kldiv_dask.kernels import pointwise
-from kldiv_dask.kernels.half_floats import as_stored, narrow, widen
+from kldiv_dask.kernels.stored_floats import as_stored, narrow, widen
 from tests.helpers.cases import dtype_of, special_grid
 
 HALVES = [np.float16, ml_dtypes.bfloat16]

@@ -26,6 +26,7 @@ from kldiv_dask.cli.common import (
     say,
 )
 from kldiv_dask.cli.kinds import KINDS, WAYS, check_kind, open_operands, warn_of_summary
+from kldiv_dask.dtypes import RESULTS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32", "float64"]),
+    type=click.Choice(RESULTS),
     help="Type of the computation and the result.  [default: the wider of the arrays' types]",
 )
 @click.option(

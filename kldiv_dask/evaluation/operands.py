@@ -19,6 +19,7 @@ from kldiv_dask.align import (
     repeated_operands,
 )
 from kldiv_dask.arrays import torch_to_numpy
+from kldiv_dask.dtypes import TABLE
 from kldiv_dask.evaluation import regions
 from kldiv_dask.evaluation.data import PATHS, Data
 from kldiv_dask.evaluation.errors import EvaluationWarning
@@ -243,13 +244,13 @@ def tolerance(array: da.Array) -> float:
 
     With u the largest relative error of rounding to the type, probabilities p are off by p u, and
     those of log-probabilities by p |log p| u, which adds up to at most u log(classes); twice that
-    is allowed. Below are the errors of who computed them in float32, and in float16 what is
-    flushed to zero.
+    is allowed. Below are the errors of who computed them in float32, and what is flushed to
+    zero.
     """
     classes = array.shape[-1]
-    digits = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}[array.dtype.name]
-    rounding = 2 * 2.0**-digits * (1 + math.log(classes))
-    flushed = classes * 2.0**-25 if array.dtype.name == "float16" else 0.0
+    stored = TABLE[array.dtype.name]
+    rounding = math.ldexp(2, -stored.precision) * (1 + math.log(classes))
+    flushed = math.ldexp(classes, stored.lowest - 1)
     return max(rounding + flushed, 1e-5)
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import graph, partial_sum, xarray_support
+from kldiv_dask.dtypes import RESULTS, named_dtype
 from kldiv_dask.functional.divergence import prepare
 from kldiv_dask.functional.logits import merged_positions, prepare_logits
 from kldiv_dask.options import (
-    FLOATS,
     float_dtype,
-    named_dtype,
     resolve_integer_axis,
     resolve_kind,
     resolve_temperature,
@@ -208,7 +207,7 @@ class KLDivergence:
             if (
                 not isinstance(types, list)
                 or len(types) != 2
-                or types[0] not in FLOATS
+                or types[0] not in RESULTS
                 or types[1] not in ("float32", "float64")
             ):
                 raise ValueError(f"the state's types must be two names of types, got {types!r}")

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels.elementary import exp
-from kldiv_dask.kernels.half_floats import as_stored, stored_type, widen
 from kldiv_dask.kernels.jit import compiled, inner_function
 from kldiv_dask.kernels.softmax_state import CLASS_BLOCK, range_of
+from kldiv_dask.kernels.stored_floats import as_stored, stored_type, widen
 
 # What an operand may hold.
 LOGITS, LOG_PROBS, PROBS = range(3)

@@ -6,12 +6,13 @@ which is all that rounding has to know (D. Knuth, The Art of Computer Programmin
 and 4.3.1).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from kldiv_dask.dtypes import TABLE
 from kldiv_dask.kernels.exact_sum import LIMBS, NAN, NEGINF, POSINF
 from kldiv_dask.kernels.jit import compiled, inner_function
 from kldiv_dask.kernels.llvm_bits import float64_bits
@@ -23,22 +24,6 @@ MAX_DIVISOR = 2**31 - 1
 FLOAT64_INFINITY = np.int64(2047 << 52)
 
 _LIMB_MASK = np.int64(0xFFFFFFFF)
-
-
-class Format(NamedTuple):
-    """A binary floating-point format: bits of its significand, exponent of its lowest bit."""
-
-    precision: int
-    lowest_limb: int
-    bits: int
-
-
-_FORMATS = {
-    "float16": Format(11, -24, 16),
-    "bfloat16": Format(8, -133, 16),
-    "float32": Format(24, -149, 32),
-    "float64": Format(53, -1074, 64),
-}
 
 
 @inner_function
@@ -140,19 +125,19 @@ def round_quotients(
     divisors : int64 array of shape (n,)
         From 0 to `MAX_DIVISOR`.
     dtype : numpy.dtype
-        float16, bfloat16, float32 or float64.
+        One that results can have.
 
     Returns
     -------
     array of shape (n,)
         Of type `dtype`.
     """
-    format = _FORMATS[dtype.name]
+    format = TABLE[dtype.name]
     out = np.empty(len(accumulators), f"i{dtype.itemsize}")
     words = [numba.int64] * 4
     types = (numba.int64[:, ::1], numba.int64[::1], numba.from_dtype(out.dtype)[::1], *words)
     infinity = (2 ** (format.bits - format.precision) - 1) << (format.precision - 1)
     kernel = compiled(_round_quotients, types)
     sign = -(2 ** (format.bits - 1))
-    kernel(accumulators, divisors, out, format.precision, format.lowest_limb, infinity, sign)
+    kernel(accumulators, divisors, out, format.precision, format.lowest, infinity, sign)
     return out.view(dtype)

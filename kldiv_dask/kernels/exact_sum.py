@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.kernels.half_floats import widen
 from kldiv_dask.kernels.jit import inlined_function, inner_function
 from kldiv_dask.kernels.llvm_bits import (
     float64_bits,
@@ -36,6 +35,7 @@ from kldiv_dask.kernels.llvm_bits import (
     nonzero_bits,
 )
 from kldiv_dask.kernels.llvm_hints import tile_size, wide_vectors
+from kldiv_dask.kernels.stored_floats import widen
 
 # 66 limbs of 32 bits span 2**-1074 ... 2**1024; two more hold the carries of 2**64 largest terms.
 LIMBS = 68

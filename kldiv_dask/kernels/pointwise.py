@@ -22,11 +22,11 @@ from kldiv_dask.kernels.elementary import (
     log,
     log_normal,
 )
-from kldiv_dask.kernels.half_floats import as_stored, narrow, stored_type, widen
 from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
 from kldiv_dask.kernels.layout import segments
 from kldiv_dask.kernels.llvm_bits import narrow_or, nonnormal_bits
 from kldiv_dask.kernels.llvm_hints import prefetch, tile_length, tile_size, wide_vectors
+from kldiv_dask.kernels.stored_floats import as_stored, narrow, stored_type, widen
 
 Array = npt.NDArray[Any]
 Chunk = npt.NDArray[np.floating]

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from kldiv_dask.grid import Slices, grid_slices
 from kldiv_dask.kernels import exact_sum
-from kldiv_dask.kernels.half_floats import as_stored
 from kldiv_dask.kernels.layout import BUFFER, Buffers
 from kldiv_dask.kernels.llvm_hints import prefetch, tile_size
 from kldiv_dask.kernels.pointwise import Chunk, Mask, PointwiseSpec, fill, kernel, padded, workspace
+from kldiv_dask.kernels.stored_floats import as_stored
 
 # Outputs that are summed at a time, so that their states take no more than some 300 kB.
 OUTPUTS = 512

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from kldiv_dask.kernels import checks, fingerprint
 from kldiv_dask.kernels.elementary import log
-from kldiv_dask.kernels.half_floats import as_stored, stored_type, widen
 from kldiv_dask.kernels.jit import compiled
 from kldiv_dask.kernels.layout import row_segments
 from kldiv_dask.kernels.softmax_measures import MEASURES, MOST_TARGET, measure
 from kldiv_dask.kernels.softmax_state import CLASS_BLOCK, STATE_SIZE
+from kldiv_dask.kernels.stored_floats import as_stored, stored_type, widen
 
 Chunk = npt.NDArray[np.floating]
 

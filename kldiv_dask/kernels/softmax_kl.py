@@ -11,7 +11,6 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kldiv_dask.kernels.half_floats import as_stored, stored_type
 from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
 from kldiv_dask.kernels.layout import row_segments
 from kldiv_dask.kernels.softmax_merge import copy, merge
@@ -23,6 +22,7 @@ from kldiv_dask.kernels.softmax_state import (
     SUM_TARGET,
     block_state,
 )
+from kldiv_dask.kernels.stored_floats import as_stored, stored_type
 
 Chunk = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]

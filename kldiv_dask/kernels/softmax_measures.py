@@ -8,7 +8,6 @@ import numpy as np
 
 from kldiv_dask.kernels import checks, fingerprint, softmax_reverse
 from kldiv_dask.kernels.elementary import exp, log
-from kldiv_dask.kernels.half_floats import widen
 from kldiv_dask.kernels.jit import inner_function
 from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, prefetch, wide_vectors
 from kldiv_dask.kernels.softmax_merge import copy, largest, merge
@@ -25,6 +24,7 @@ from kldiv_dask.kernels.softmax_state import (
     finish_class_block,
     is_settled,
 )
+from kldiv_dask.kernels.stored_floats import widen
 
 # What is measured at a position, a row of the result for each: the divergences of a (the target)
 # from b (the input) and back, that of Jensen and Shannon, what the probabilities of b and of a sum

@@ -17,7 +17,6 @@ import numpy as np
 
 from kldiv_dask.kernels import softmax_terms
 from kldiv_dask.kernels.elementary import exp
-from kldiv_dask.kernels.half_floats import widen
 from kldiv_dask.kernels.jit import inner_function
 from kldiv_dask.kernels.llvm_bits import from_magnitude, magnitude_bits
 from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, wide_vectors
@@ -31,6 +30,7 @@ from kldiv_dask.kernels.softmax_state import (
     UNIT_TARGET,
     two_diff_error,
 )
+from kldiv_dask.kernels.stored_floats import widen
 
 # What of a block is kept beside its state: c in two numbers, the largest magnitude of u, and R.
 CENTER_HIGH, CENTER_LOW, WIDEST, REVERSE = range(4)

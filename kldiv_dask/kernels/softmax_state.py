@@ -22,10 +22,10 @@ import numpy as np
 
 from kldiv_dask.kernels import softmax_terms
 from kldiv_dask.kernels.elementary import EXP_NORMAL_F32, EXP_NORMAL_F64, log
-from kldiv_dask.kernels.half_floats import widen
 from kldiv_dask.kernels.jit import inner_function
 from kldiv_dask.kernels.llvm_bits import from_ordered, ordered_bits
 from kldiv_dask.kernels.llvm_hints import LANES, lane_sum, prefetch, wide_vectors
+from kldiv_dask.kernels.stored_floats import widen
 
 # The classes of one state, unless fewer: their numbers, weights and terms stay in the first-level
 # cache. The bits of a result depend on it.

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.storage.source import REAL_FLOATS, display_name
+from kldiv_dask.dtypes import TABLE
+from kldiv_dask.storage.source import display_name
 
 _MISSING = ("_FillValue", "missing_value")
 _PACKED = {"scale_factor": 1.0, "add_offset": 0.0}
@@ -43,7 +44,7 @@ def missing_values(
     ValueError
         If an attribute is no number.
     """
-    if dtype.name not in REAL_FLOATS:
+    if dtype.name not in TABLE:
         return ()
     found = set()
     for attribute in _MISSING:

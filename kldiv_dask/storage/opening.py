@@ -12,9 +12,10 @@ import dask.base
 import numpy as np
 from dask.blockwise import Blockwise
 
+from kldiv_dask.dtypes import OPERANDS
 from kldiv_dask.storage import hdf5, llama, npy, safetensors, zarr
 from kldiv_dask.storage.chunking import Chunks, NormalizedChunks, chunks_for, plan_chunks
-from kldiv_dask.storage.source import REAL_FLOATS, Source, is_url, normalize_path
+from kldiv_dask.storage.source import Source, is_url, normalize_path
 from kldiv_dask.storage.text import printable_errors
 
 PathLike = str | os.PathLike[str]
@@ -200,8 +201,8 @@ def open_pair(
     paths = [(input, input_key), (target, target_key)]
     sources = _open_sources(paths, allow_truncated, ("input_key", "target_key"))
     for source in sources:
-        if source.dtype.name not in REAL_FLOATS:
-            accepted = ", ".join(REAL_FLOATS)
+        if source.dtype.name not in OPERANDS:
+            accepted = ", ".join(OPERANDS)
             raise TypeError(f"{source.name} must be of dtype {accepted}, got {source.dtype}")
     x, t = sources
     if isinstance(x, llama.LogProbsSource) and isinstance(t, llama.LogProbsSource):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kldiv_dask.dtypes import TABLE, dtype_called
 from kldiv_dask.extras import require
 from kldiv_dask.storage.mapped import MappedSource
 from kldiv_dask.storage.source import (
@@ -21,9 +22,10 @@ DESCRIPTION = "a .safetensors file"
 _DTYPES = {
     "BOOL": "?",
     **{f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)},
-    **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},
+    **{row.safetensors: f"<f{row.bits // 8}" for row in TABLE.values() if row.in_numpy},
     "C64": "<c8",
 }
+_FLOATS = {row.safetensors: name for name, row in TABLE.items()}
 
 
 def can_open(path: str) -> bool:
@@ -55,9 +57,9 @@ def open_source(path: str, key: str | None) -> MappedSource:
         If `path` is a URL, `key` does not name a tensor, there is none or a choice of them without
         a key, or the file is damaged or truncated.
     TypeError
-        If the data type can't be read, such as floating numbers of 8 bits.
+        If the data type can't be read, such as floating numbers of 4 bits.
     ImportError
-        If safetensors, or for bfloat16 ml_dtypes, is not installed.
+        If safetensors, or for types that NumPy lacks ml_dtypes, is not installed.
     """
     require_local(path, DESCRIPTION)
     package = require("safetensors", "safetensors", path)
@@ -97,13 +99,12 @@ def open_source(path: str, key: str | None) -> MappedSource:
 
 def _dtype(stored: str, path: str, name: str) -> np.dtype[Any]:
     """Translate the format's name of a data type."""
-    if stored == "BF16":
-        bfloat16: np.dtype[Any] = np.dtype(require("ml_dtypes", "bfloat16", path).bfloat16)
-        return bfloat16
+    if stored in _FLOATS and stored not in _DTYPES:
+        return dtype_called(_FLOATS[stored], path)
     if stored not in _DTYPES:
         raise TypeError(
-            f"{name} has dtype {stored}; boolean and integer arrays, and floating ones of at least"
-            " 16 bits, can be read: save it as BF16 or F32"
+            f"{name} must be of booleans, integers or {', '.join(_FLOATS)} to be read, got"
+            f" {stored}: save it as BF16 or F32"
         )
     dtype = np.dtype(_DTYPES[stored])
     check_dtype(dtype, name)

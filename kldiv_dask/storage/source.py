@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kldiv_dask import config
+from kldiv_dask.dtypes import TABLE
 from kldiv_dask.storage.contents import Contents, in_utc
 from kldiv_dask.storage.text import printable
 
@@ -21,8 +22,6 @@ _COPIES = (
 )
 
 _STORED_CHUNKS_AT_ONCE = 10_000
-
-REAL_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class ChunkReadError(OSError):
@@ -277,11 +276,12 @@ def normalize_path(path: str | os.PathLike[str]) -> str:
 
 def check_dtype(dtype: np.dtype[Any], name: str) -> None:
     """Raise TypeError, naming the array, unless `dtype` is of numbers, booleans or strings."""
-    if dtype.kind in "biufSUT" or dtype.name in REAL_FLOATS:
+    if dtype.kind in "biufSUT" or dtype.name in TABLE:
         return
-    # What NumPy's own format makes of ml_dtypes.bfloat16.
-    anonymous = dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
-    hint = " (bfloat16 loses its name in this format: save it as float32)" if anonymous else ""
+    # What NumPy's own format makes of the types of ml_dtypes.
+    others = (row for row in TABLE.values() if not row.in_numpy and row.bits == 8 * dtype.itemsize)
+    lost = next(others, None) if dtype.kind == "V" and dtype.names is None else None
+    hint = f" ({lost.name} loses its name in this format: save it as float32)" if lost else ""
     raise TypeError(
         f"{name} has dtype {dtype}{hint}; boolean, integer, real floating and string arrays can be"
         " read"

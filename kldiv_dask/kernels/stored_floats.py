@@ -11,12 +11,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from kldiv_dask.dtypes import TABLE
+
 _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
 _FLOAT = ir.FloatType()
 
 # Numba has no 16-bit floats on a CPU. Kernels take their patterns, in an integer type for each.
-_PATTERNS = {"float16": np.dtype(np.uint16), "bfloat16": np.dtype(np.int16)}
+_PATTERNS = {name: np.dtype(row.pattern) for name, row in TABLE.items() if row.pattern}
 
 
 def as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
