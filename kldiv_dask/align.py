@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 from dask.utils import format_bytes
 
-from kldiv_dask.arrays import as_array, check_kind, check_numpy, plain
+from kldiv_dask.arrays import as_array, as_read, check_kind, check_numpy, plain
 from kldiv_dask.options import check_floats
 
 Chunks = tuple[tuple[int, ...], ...]
@@ -67,6 +67,7 @@ def as_dask(input: Any, target: Any) -> tuple[da.Array, da.Array]:
     """Turn the operands into Dask arrays; one that is not yet takes the other's chunks."""
     arrays = [as_array(name, a) for name, a in (("input", input), ("target", target))]
     check_floats(*arrays)
+    arrays = [as_read(a) for a in arrays]
     lazy = [a for a in arrays if isinstance(a, da.Array)]
     if lazy:
         shape, chunks = lazy[0].shape, lazy[0].chunks

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.array.utils import meta_from_array
 
-from kldiv_dask.dtypes import TABLE, dtype_called
+from kldiv_dask.dtypes import TABLE, dtype_called, dtype_read
 
 # What is said of elements or positions: the kinds of type it is computed with, those that are
 # turned into one of them, and both in words.
@@ -37,6 +37,13 @@ def as_array(name: str, operand: Any) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(operand).__name__
         raise type(error)(f"{name} must be an array, got a {kind}: {error}") from error
+
+
+def as_read(array: Any) -> Any:
+    """Give an array the type that its numbers have as soon as they are read."""
+    dtype = array.dtype
+    read = dtype_read(dtype)
+    return array if read is dtype else array.astype(read)
 
 
 def is_stored(operand: Any) -> bool:

@@ -26,16 +26,21 @@ class FloatType(NamedTuple):
     safetensors: str
     """What ``.safetensors`` files call it."""
     pattern: str
-    """The integers that kernels take its bits as; '' if Numba knows the type."""
+    """The integers that kernels take its bits as; '' if Numba knows the type they meet."""
     in_numpy: bool
     """Whether NumPy has it; if not, ml_dtypes has."""
     is_result: bool
     """Whether results can have it. Operands can have any."""
+    read_as: str = ""
+    """What numbers of it become as soon as they are read; '' if they stay as they are."""
 
 
 TABLE = {
     row.name: row
     for row in (
+        FloatType("float8_e4m3fn", 8, 4, -9, "F8_E4M3", "u1", in_numpy=False, is_result=False),
+        # Distributed can't move arrays of this type: NumPy does not read what its `str` is.
+        FloatType("float8_e5m2", 8, 3, -16, "F8_E5M2", "", False, False, read_as="float32"),
         FloatType("float16", 16, 11, -24, "F16", "u2", in_numpy=True, is_result=True),
         FloatType("bfloat16", 16, 8, -133, "BF16", "i2", in_numpy=False, is_result=True),
         FloatType("float32", 32, 24, -149, "F32", "", in_numpy=True, is_result=True),
@@ -63,6 +68,12 @@ def dtype_called(name: str, needed_by: str = "") -> "np.dtype[Any]":
     package = require("ml_dtypes", "bfloat16", needed_by or f"dtype {name}")
     found: np.dtype[Any] = np.dtype(getattr(package, name))
     return found
+
+
+def dtype_read(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
+    """Return the type that numbers of a type become as soon as they are read."""
+    row = TABLE.get(dtype.name)
+    return dtype_called(row.read_as) if row is not None and row.read_as else dtype
 
 
 def named_dtype(dtype: "npt.DTypeLike") -> "np.dtype[Any]":

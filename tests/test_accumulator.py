@@ -260,7 +260,8 @@ UPDATES: list[tuple[type[Exception], str, tuple[Any, ...]]] = [
      (X.astype("f8"), T)),
     (ValueError, "input and target must have as many classes along axis -1", (X[:, 1:], T)),
     (ValueError, "input of shape (59, 7) and target of shape (60, 7) do not", (X[1:], T)),
-    (TypeError, "the dtype of input must be one of float16, bfloat16, float32, float64, got int64",
+    (TypeError, "the dtype of input must be one of float8_e4m3fn, float8_e5m2, float16, bfloat16, "
+     "float32, float64, got int64",
      (X.astype(int), T)),
     (ValueError, "where of shape (60, 7) does not broadcast", (X, T, np.ones_like(X, bool))),
 ]  # fmt: skip

@@ -49,7 +49,7 @@ LAYERS = {
         "align statistics partial_sum options grid storage config kernels", "dask numpy"
     ),
     "statistics": Layer("partial_sum kernels", "numpy", on_use="scipy"),
-    "align": Layer("arrays options", "dask numpy"),
+    "align": Layer("arrays dtypes options", "dask numpy"),
     "arrays": Layer("dtypes", "dask numpy"),
     "partial_sum": Layer("kernels", "numpy"),
     "kernels": Layer("grid dtypes", "numpy numba llvmlite"),

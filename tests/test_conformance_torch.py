@@ -214,6 +214,13 @@ def test_tensors_are_taken(function: Callable[..., Any]) -> None:
 
 
 @each_function
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_tensors_of_8_bits_are_taken(function: Callable[..., Any], dtype: Any) -> None:
+    narrow = [torch.from_numpy(a).to(dtype) for a in (X.T, abs(T).T)]
+    assert function(*narrow) == function(*(tensor.float() for tensor in narrow))
+
+
+@each_function
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -221,7 +228,7 @@ def test_tensors_are_taken(function: Callable[..., Any]) -> None:
         (torch.nn.Parameter, "that requires grad; pass input.detach()"),
         (lambda x: x.to("meta"), "on meta; pass input.cpu()"),
         (lambda x: x.to_sparse(), "of layout torch.sparse_coo; pass input.to_dense()"),
-        (lambda x: x.to(torch.float8_e4m3fn), "of torch.float8_e4m3fn; pass input.float()"),
+        (lambda x: x.to(torch.float8_e5m2fnuz), "of torch.float8_e5m2fnuz; pass input.float()"),
     ],
 )
 def test_other_tensors_are_refused(

@@ -25,7 +25,8 @@ LAZY_X, LAZY_T = da.from_array(X, chunks=(2, 4)), da.from_array(T, chunks=(2, 4)
 # Errors: each type with its whole text, and which comes first
 
 COMPLEX, INTEGER, WIDE = np.ones((6, 4), complex), np.ones((6, 4), int), np.ones((6, 5))
-FLOATS = "must be one of float16, bfloat16, float32, float64, got"
+OF_RESULT = "must be one of float16, bfloat16, float32, float64, got"
+FLOATS = OF_RESULT.replace("float16", "float8_e4m3fn, float8_e5m2, float16", 1)
 MASKED = (
     "must have chunks of numpy.ndarray, got MaskedArray; pass np.ma.getdata({}), and where, which "
     "is False where it is masked"
@@ -46,8 +47,8 @@ ERRORS: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
      f"the dtype of target {FLOATS} object; convert it, as target.astype('float32') does",
      (X, None), {}),
     (TypeError, f"the dtype of target {FLOATS} <U5", (X, "probs"), {}),
-    (TypeError, f"dtype {FLOATS} int32", (X, WIDE), {"dtype": "i4"}),
-    (TypeError, f"dtype {FLOATS} complex64", (X, WIDE), {"dtype": "c8"}),
+    (TypeError, f"dtype {OF_RESULT} int32", (X, WIDE), {"dtype": "i4"}),
+    (TypeError, f"dtype {OF_RESULT} complex64", (X, WIDE), {"dtype": "c8"}),
     (ValueError, "input of shape (6, 4) and target of shape (6, 5) do not broadcast together: they "
      "have 4 and 5 elements along the last axis; if these are classes, and one is padded, cut it: "
      "array[..., :4]",

@@ -181,11 +181,11 @@ BROKEN = {
     ),
     # Which early versions of the package do not know.
     "complex": (one("C64", 8), (TypeError, ValueError), ":x has dtype complex64|" + NOT_READABLE),
-    "float8": (one("F8_E4M3", 1), TypeError, r"must be of .*BF16, F32.* got F8_E4M3: save it as "),
-    "float8, wider": (
-        one("F8_E5M2", 1),
-        TypeError,
-        r"must be of .*, F16.* got F8_E5M2: save it as ",
+    "float8, other": (one("F8_E8M0", 1), TypeError, "F16, BF16.* got F8_E8M0: save it as BF16 or"),
+    "float8, narrower": (
+        lambda path: save(path, {"x": ("F4", [4], bytes(2))}),
+        (TypeError, ValueError),
+        "must be of .* got F4: |" + NOT_READABLE,
     ),
 }
 

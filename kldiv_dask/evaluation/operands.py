@@ -32,6 +32,9 @@ from kldiv_dask.storage.chunking import Chunks
 from kldiv_dask.storage.opening import PathLike
 from kldiv_dask.storage.source import normalize_path
 
+# How far from 1 the probabilities of a row may sum at most, which only types of 8 bits come to.
+MOST_TOLERANCE = 0.5
+
 OF_PAIR, BY_POSITION = ("input", "target"), ("where", "groups", "labels")
 
 
@@ -251,7 +254,8 @@ def tolerance(array: da.Array) -> float:
     stored = TABLE[array.dtype.name]
     rounding = math.ldexp(2, -stored.precision) * (1 + math.log(classes))
     flushed = math.ldexp(classes, stored.lowest - 1)
-    return max(rounding + flushed, 1e-5)
+    # What is off by more says of no type that rounding did it.
+    return min(max(rounding + flushed, 1e-5), MOST_TOLERANCE)
 
 
 def _checked_cluster_axis(axis: Any, ndim: int, dims: xarray_support.Dims) -> int:

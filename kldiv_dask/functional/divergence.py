@@ -50,10 +50,10 @@ def kl_div(
 
     Parameters
     ----------
-    input : array_like of float16, bfloat16, float32 or float64
+    input : array_like of float8_e4m3fn, float8_e5m2, float16, bfloat16, float32 or float64
         Log-probabilities: a Dask array, a NumPy array, or what `dask.array.asanyarray` takes; or an
         `xarray.DataArray`, see below.
-    target : array_like of float16, bfloat16, float32 or float64
+    target : array_like of float8_e4m3fn, float8_e5m2, float16, bfloat16, float32 or float64
         Probabilities, or log-probabilities with `log_target`. Broadcasts with `input`, both ways.
     size_average, reduce : bool, optional
         Deprecated, as in torch: by their truthiness they stand for, and override, a `reduction`.
@@ -79,8 +79,9 @@ def kl_div(
         both give NaN where there are none, and ``'none'`` has 0 there.
     dtype : dtype_like, optional
         Floating type of the computation and the result, to which both operands are cast. By
-        default the wider of the operands' types; a 0-d operand does not widen an array. Terms of
-        types narrower than float32 are computed in float32.
+        default the wider of the operands' types, float32 where both are float8; a 0-d operand does
+        not widen an array. float8_e5m2 counts as float32, which it becomes when it is read. Terms
+        of types narrower than float32 are computed in float32.
     zero_safe : bool
         Whether a zero target (0, or -inf with `log_target`) contributes 0 also where `input` is
         infinite. By default it contributes NaN there, as in torch.

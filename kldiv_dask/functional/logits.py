@@ -41,10 +41,10 @@ def kl_div_with_logits(
 
     Parameters
     ----------
-    input : array_like of float16, bfloat16, float32 or float64
+    input : array_like of float8_e4m3fn, float8_e5m2, float16, bfloat16, float32 or float64
         Logits of the distribution Q: a Dask array, a NumPy array, or what
         `dask.array.asanyarray` takes; or an `xarray.DataArray`, see below.
-    target : array_like of float16, bfloat16, float32 or float64
+    target : array_like of float8_e4m3fn, float8_e5m2, float16, bfloat16, float32 or float64
         Logits of P, with as many classes. The other axes broadcast with those of `input`, but only
         one of both may be repeated along them: (8, V) with (8, 1, V), each position of one with
         every one of the other, is an error.

@@ -17,7 +17,7 @@ _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
 _FLOAT = ir.FloatType()
 
-# Numba has no 16-bit floats on a CPU. Kernels take their patterns, in an integer type for each.
+# Numba has no such floats on a CPU. Kernels take their patterns, in an integer type for each.
 _PATTERNS = {name: np.dtype(row.pattern) for name, row in TABLE.items() if row.pattern}
 
 
@@ -82,10 +82,33 @@ def _bfloat16(builder: Any, pattern: Any) -> Any:
     return builder.bitcast(builder.shl(builder.zext(pattern, _INT32), _INT32(16)), _FLOAT)
 
 
+def _float8_e4m3fn(builder: Any, pattern: Any) -> Any:
+    """Decode float8_e4m3fn, which is 1 bit of sign, 4 of exponent and 3 of significand.
+
+    Moved to where float16 has them, the bits are those of a number 2**8 times smaller, as the bias
+    of the exponent is 7 rather than 15. There is no infinity; NaN has all bits set but the sign.
+    """
+    word = builder.zext(pattern, _INT16)
+    magnitude = builder.and_(word, _INT16(0x7F))
+    sign = builder.shl(builder.and_(word, _INT16(0x80)), _INT16(8))
+    moved = builder.or_(sign, builder.shl(magnitude, _INT16(7)))
+    number = builder.fmul(_float16(builder, moved), _FLOAT(2.0**8))
+    is_nan = builder.icmp_unsigned("==", magnitude, _INT16(0x7F))
+    return builder.select(is_nan, _FLOAT(float("nan")), number)
+
+
+_DECODE = {
+    "float8_e4m3fn": _float8_e4m3fn,
+    "float16": _float16,
+    "bfloat16": _bfloat16,
+}
+_DECODERS = {numba.from_dtype(_PATTERNS[name]): decode for name, decode in _DECODE.items()}
+
+
 @intrinsic
 def widen(context: Any, stored: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
     """Return a stored number in the type of `like`, which is at least as wide."""
-    decode = {types.uint16: _float16, types.int16: _bfloat16}.get(stored)
+    decode = _DECODERS.get(stored)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if decode is None:

@@ -64,7 +64,9 @@ def open_source(path: str, key: str | None) -> MappedSource:
             raise ValueError(f"unknown format version {version}")
         shape, fortran_order, dtype = _HEADER_READERS[version](head)
     except ValueError as error:
-        raise ValueError(f"{path} is not a readable .npy file: {error}") from error
+        # What NumPy writes of this type, it does not read.
+        hint = "; float8_e5m2 must be saved as float32" if "'<f1'" in str(error) else ""
+        raise ValueError(f"{path} is not a readable .npy file: {error}{hint}") from error
     offset = head.tell()
     check_dtype(dtype, path)
     check_shape(shape, dtype, path)

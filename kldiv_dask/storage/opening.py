@@ -75,7 +75,8 @@ def open_array(
     Returns
     -------
     dask.array.Array
-        Array of the stored shape and dtype, in native byte order. Chunks of ``.npy`` and
+        Array of the stored shape and dtype, in native byte order; of float8_e5m2, which Distributed
+        can't move, float32. Chunks of ``.npy`` and
         ``.safetensors`` files are read-only views of a map of the file. Opening the same file again
         gives the same keys; writing the file, or Zarr metadata, gives new ones, as long as the time
         of writing is another. Of floating arrays in Zarr and HDF5, what their CF attributes
@@ -178,7 +179,7 @@ def open_pair(
     Raises
     ------
     TypeError
-        If either dtype is not float16, bfloat16, float32 or float64.
+        If either dtype is not floating, of 8 (float8_e4m3fn or float8_e5m2) to 64 bits.
     ValueError
         If the shapes do not broadcast, two base files of llama.cpp differ in their tokens or in the
         numbers of their chunks, contexts or classes, or for the reasons in `open_array`.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kldiv_dask import config
-from kldiv_dask.dtypes import TABLE
+from kldiv_dask.dtypes import TABLE, dtype_read
 from kldiv_dask.storage.contents import Contents, in_utc
 from kldiv_dask.storage.text import printable
 
@@ -109,13 +109,13 @@ class Source(ABC):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the arrays read: the stored one in native byte order.
+        """Type of the arrays read: the stored one in native byte order; of float8_e5m2, float32.
 
         Strings of any length are read as those of NumPy, as long as the longest of what is read.
         """
         if self.stored_dtype.kind in "OT":
             return np.dtype(str)
-        return self.stored_dtype.newbyteorder("=")
+        return dtype_read(self.stored_dtype).newbyteorder("=")
 
     @property
     def ndim(self) -> int:
