@@ -576,7 +576,7 @@ def test_source_of_pairs(tmp_path):
 
 
 def test_source_of_the_newest_arrays(tmp_path, monkeypatch):
-    monkeypatch.setattr("kldiv_dask.storage.opening._MOST_SOURCES", 2)
+    monkeypatch.setattr("kldiv_dask.storage.sources._MOST_SOURCES", 2)
     path, _ = write(tmp_path, "npy-C", VALUES)
     one, two = open_array(path, chunks=1), open_array(path, chunks=2)
     open_array(path, chunks=1)

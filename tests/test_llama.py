@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kldiv_dask import EvaluationWarning, evaluate, kl_div
-from kldiv_dask.storage import ChunkReadError, llama, open_array, open_pair
+from kldiv_dask.storage import ChunkReadError, llama, llama_format, open_array, open_pair
 from tests.helpers import llama_base
 from tests.helpers.stores import date_later
 
@@ -65,7 +65,7 @@ def test_log_probs(tmp_path, shape, chunks, key):
 @pytest.mark.parametrize("block", [1, 50, 100])
 def test_blocks_of_rows(path, monkeypatch, block):
     """One row at a time, of 9 rows of 7; a few of a chunk; and several chunks."""
-    monkeypatch.setattr(llama, "_BLOCK", block)
+    monkeypatch.setattr(llama_format, "_BLOCK", block)
     wanted = llama_base.log_probs(path)
     source = llama.open_source(str(path), None)
     for index in (np.s_[:], np.s_[1:, 1:], np.s_[::2, :, 2:5], np.s_[:, 2, 6], np.s_[::-1, 1:2]):
@@ -570,7 +570,7 @@ def test_damaged_rows(path, name, logits):
 
 @pytest.mark.parametrize("block", [1, 2**16])
 def test_the_first_damaged_row_is_named(path, monkeypatch, block):
-    monkeypatch.setattr(llama, "_BLOCK", block)
+    monkeypatch.setattr(llama_format, "_BLOCK", block)
     scale, minimum, codes = llama_base.encode(FAR)
     replace_row(path, -scale, minimum, codes)
     with open(path, "r+b") as file:

@@ -27,10 +27,8 @@ from kldiv_dask.evaluation.slabs import Grid
 from kldiv_dask.kernels.checks import OPERANDS
 from kldiv_dask.options import resolve_class_axis, resolve_dtype
 from kldiv_dask.statistics.chunks import EvaluationSpec
-from kldiv_dask.storage import key_called, llama, open_array, open_pair
+from kldiv_dask.storage import key_called, open_array, open_beside, open_pair
 from kldiv_dask.storage.chunking import Chunks
-from kldiv_dask.storage.opening import PathLike
-from kldiv_dask.storage.source import normalize_path
 
 # How far from 1 the probabilities of a row may sum at most, which only types of 8 bits come to.
 MOST_TOLERANCE = 0.5
@@ -78,14 +76,10 @@ class Arguments(NamedTuple):
         for name in BY_POSITION:
             if isinstance(operands[name], PATHS):
                 with key_called(f"{name}_key"):
-                    operands[name] = open_said(operands[name], keys[name], allow_truncated)
+                    operands[name] = open_beside(
+                        operands[name], key=keys[name], allow_truncated=allow_truncated
+                    )
         return Arguments(**operands)
-
-
-def open_said(path: PathLike, key: str | None, allow_truncated: bool) -> da.Array:
-    """Open what is said of positions; only base files of llama.cpp may be truncated."""
-    truncated = allow_truncated and llama.can_open(normalize_path(path))
-    return open_array(path, key=key, allow_truncated=truncated)
 
 
 def _check_keys(

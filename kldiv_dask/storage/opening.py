@@ -3,19 +3,18 @@
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import dask.array as da
 import dask.base
 import numpy as np
-from dask.blockwise import Blockwise
 
 from kldiv_dask.dtypes import OPERANDS
 from kldiv_dask.storage import hdf5, llama, npy, safetensors, zarr
 from kldiv_dask.storage.chunking import Chunks, NormalizedChunks, chunks_for, plan_chunks
 from kldiv_dask.storage.source import Source, is_url, normalize_path
+from kldiv_dask.storage.sources import remember
 from kldiv_dask.storage.text import printable_errors
 
 PathLike = str | os.PathLike[str]
@@ -246,7 +245,7 @@ def _open_sources(
     arguments: Sequence[str] = ("key",),
 ) -> list[Source]:
     """Open paths with keys, given as `arguments`; base files of llama.cpp maybe truncated."""
-    of_llama = [allow_truncated and llama.can_open(normalize_path(path)) for path, _ in paths]
+    of_llama = [allow_truncated and _may_be_truncated(path) for path, _ in paths]
     sources: list[Source] = []
     for (path, key), argument, is_llama in zip(paths, arguments, of_llama, strict=True):
         with key_called(argument):
@@ -261,6 +260,15 @@ def _open_sources(
             f"allow_truncated=True is for base files of llama.cpp, got {names}; leave it out"
         )
     return sources
+
+
+def _may_be_truncated(path: PathLike) -> bool:
+    return llama.can_open(normalize_path(path))
+
+
+def open_beside(path: PathLike, *, key: str | None, allow_truncated: bool) -> da.Array:
+    """Open an array as `open_array` does; `allow_truncated` is said of this array or of others."""
+    return open_array(path, key=key, allow_truncated=allow_truncated and _may_be_truncated(path))
 
 
 @contextlib.contextmanager
@@ -288,64 +296,5 @@ def _to_dask(source: Source, planned: NormalizedChunks) -> da.Array:
         fancy=False,
         meta=np.empty((0,) * source.ndim, source.dtype),
     )
-    _remember(array.name, source)
+    remember(array.name, source)
     return array
-
-
-_SOURCES: dict[str, Source] = {}  # the newest, by the names of their arrays
-_MOST_SOURCES = 10_000
-_LOCK = threading.Lock()
-
-
-def _remember(name: str, source: Source) -> None:
-    """Note which source an array reads, in place of the oldest note if there are many."""
-    with _LOCK:
-        _SOURCES.pop(name, None)
-        _SOURCES[name] = source
-        while len(_SOURCES) > _MOST_SOURCES:
-            del _SOURCES[next(iter(_SOURCES))]
-
-
-def source_of(array: da.Array) -> Source | None:
-    """Return which source a Dask array reads.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        Any array.
-
-    Returns
-    -------
-    Source or None
-        The source, if `open_array` or `open_pair` made the array in this process; None of arrays
-        that were derived from it, or that were read, by ``persist``, and so may be older than what
-        is stored.
-    """
-    layers = getattr(array.dask, "layers", None)  # which array expressions do not have
-    if layers is not None and not isinstance(layers.get(array.name), Blockwise):
-        return None
-    return _SOURCES.get(array.name)
-
-
-def sources_in(array: da.Array) -> list[Source]:
-    """Return which sources a Dask array is made of, as far as its graph tells.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        Any array.
-
-    Returns
-    -------
-    list of Source
-        Those of `source_of` of the array itself, or of what it was derived from.
-    """
-    layers = getattr(array.dask, "layers", None)
-    if layers is None:
-        found = source_of(array)
-        return [] if found is None else [found]
-    return [
-        source
-        for name, layer in layers.items()
-        if isinstance(layer, Blockwise) and (source := _SOURCES.get(name)) is not None
-    ]
