@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import kldiv_dask
-from kldiv_dask.evaluation.result import SCHEMA
+from kldiv_dask.evaluation.serialization import SCHEMA
 from kldiv_dask.versions import LAYOUT, REVISION
 
 ROOT = Path(__file__).parents[1]
