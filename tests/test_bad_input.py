@@ -215,6 +215,11 @@ WRONG = [
 ]  # fmt: skip
 
 
+def some_slow(*types):
+    """The types of operands: each takes kernels of its own, so that all but one are slow."""
+    return ["f4", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in types)]
+
+
 def wrong(held, meant):
     if len({*held}) == len({*meant}) == 1:
         return f"input and target look like {held[0]}, not {meant[0]}"
@@ -226,7 +231,7 @@ def wrong(held, meant):
     return " and ".join(parts)
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "f2"])
+@pytest.mark.parametrize("dtype", some_slow("f8", "f2"))
 @pytest.mark.parametrize(("kind", "input", "target", "remedy"), WRONG)
 def test_wrong_kinds(kind, input, target, remedy, dtype):
     pair = [ALL[input][0].astype(dtype), ALL[target][1].astype(dtype)]
@@ -243,7 +248,7 @@ def test_wrong_kinds(kind, input, target, remedy, dtype):
 
 
 @pytest.mark.parametrize("kind", HELD)
-@pytest.mark.parametrize("dtype", ["f8", "f4", "f2"])
+@pytest.mark.parametrize("dtype", some_slow("f8", "f2"))
 def test_right_kinds(kind, dtype):
     pair = [ALL[held][i].astype(dtype) for i, held in enumerate(HELD[kind])]
     result, messages = said(*pair, kind=kind)

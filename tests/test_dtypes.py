@@ -21,6 +21,7 @@ from kldiv_dask import (
 )
 from kldiv_dask.dtypes import OPERANDS, RESULTS, TABLE, dtype_called, named_dtype
 from kldiv_dask.evaluation.operands import MOST_TOLERANCE, tolerance
+from tests.helpers.cases import slow_unless
 from tests.test_safetensors import save
 
 FLOAT8 = [name for name, row in TABLE.items() if row.bits == 8]
@@ -105,9 +106,14 @@ def test_results_have_other_types_than_operands():
 # Every number
 
 
-@each_float8
-@pytest.mark.parametrize("zero_safe", [False, True])
-@pytest.mark.parametrize("log_target", [False, True])
+# All types and options, of which the slow tests have most: each takes kernels of its own.
+CASES = list(itertools.product(FLOAT8, [False, True], [False, True]))
+
+
+@pytest.mark.parametrize(
+    ("name", "log_target", "zero_safe"),
+    slow_unless([(name, False, False) for name in FLOAT8], CASES),
+)
 def test_every_pair_of_numbers(name, log_target, zero_safe):
     pair = every_pair(name)
     options = {"log_target": log_target, "zero_safe": zero_safe}
@@ -159,6 +165,7 @@ def test_every_pair_is_evaluated(name):
 # What is computed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [*itertools.product(FLOAT8, OPERANDS)])
 def test_types_of_results(others):
     x, t = numbers(others[0])[0], numbers(others[1])[1]
@@ -214,6 +221,7 @@ def test_accumulators_and_summaries(name):
 
 
 @each_float8
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
 def test_evaluations(name, kind):
     x, t = numbers(name, kind=kind, shape=(5, 8, 12))

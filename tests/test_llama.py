@@ -235,7 +235,10 @@ def known(folder, kind, error, nats=16, rows=8):
 ERRORS = 0.003, 0.02, 0.1, 0.4
 
 
-@pytest.mark.parametrize("kind", llama_base.KINDS)
+# Each takes long; one is enough where slow tests do not run.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "bulk")) for k in llama_base.KINDS]
+)
 def test_near_the_truth(tmp_path, kind):
     """Nearly all that differs in peaked rows is below the floor; see `llama.LogProbsSource`."""
     bound = 0.06 if kind == "peaked" else 0.01
@@ -263,6 +266,7 @@ def test_perplexities_are_nearly_right(tmp_path, kind):
     assert abs((np.exp(true) * (true - found)).sum(-1).mean()) < 5e-4
 
 
+@pytest.mark.slow
 def test_nearer_than_without_the_excess(tmp_path):
     """Of students that are nearly the same, sum p log(p / q) of such rows is below zero."""
     for kind in llama_base.KINDS:

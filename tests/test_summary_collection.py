@@ -110,6 +110,7 @@ def test_progress_counts_every_pair_of_chunks(shape):
     assert lazy.pairs == max(int(np.prod(shape)), updates[0].done)
 
 
+@pytest.mark.slow
 def test_under_array_expressions():
     """The tests above, in a process where Dask's arrays are expressions."""
     if EXPRESSIONS:
