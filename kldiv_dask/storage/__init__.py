@@ -1,6 +1,6 @@
 """Stored arrays, opened lazily as Dask arrays that are aligned to each other at read time.
 
-A format is a module with a `recognizes(path)`, an `open_source(path, key)` and a `Source`: a small
+A format is a module with a `can_open(path)`, an `open_source(path, key)` and a `Source`: a small
 handle that knows where an array is and how to read a region of it. Everything else, the choice of
 chunks, the Dask array and the errors, is shared.
 
