@@ -80,12 +80,12 @@ def quotients(
 
     `divisors` has a whole number for each.
     """
-    states = np.ascontiguousarray(partials).reshape(-1, SIZE)
+    partials = np.ascontiguousarray(partials).reshape(-1, SIZE)
     flat = np.ascontiguousarray(divisors).reshape(-1)
     if flat.max(initial=0) <= MAX_DIVISOR:
-        return round_quotients(states, flat, dtype).reshape(divisors.shape)
-    sums = zip(states, flat.tolist(), strict=True)
-    values = [quotient(total(state), divisor, dtype) for state, divisor in sums]
+        return round_quotients(partials, flat, dtype).reshape(divisors.shape)
+    pairs = zip(partials, flat.tolist(), strict=True)
+    values = [quotient(total(partial), divisor, dtype) for partial, divisor in pairs]
     return np.array(values, dtype).reshape(divisors.shape)
 
 

@@ -317,8 +317,8 @@ def test_a_block_takes_less_than_a_mebibyte_beside_its_result(
     x = LAYOUTS[layout](-rng.random(shape).astype(dtype))
     t = rng.random(shape).astype(dtype)
     where = rng.random(shape) < 0.5
-    term = PointwiseSpec(np.dtype(dtype), False, False)
-    options: dict[str, Any] = {"matching": (-2, -1), "masked": (-2, -1), "term": term}
+    spec = PointwiseSpec(np.dtype(dtype), False, False)
+    options: dict[str, Any] = {"matching": (-2, -1), "masked": (-2, -1), "spec": spec}
     options |= {"axes": (1,), "kind": "mean"}
     blocks._sums(x[:1], t[:1], where[:1], **options)  # compiles
     for _ in range(3):  # the threads of a cluster for other tests allocate too, now and then

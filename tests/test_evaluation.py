@@ -432,7 +432,7 @@ def test_bits_of_merges(whole, seed):
     input, target, options, state = whole
     kind = options["kind"]
     dtype = np.dtype(np.float32 if kind == "logits" else np.float64)
-    plan = EvaluationSpec((30, 11), 0, kind, 1.0, dtype, (1e-5, 1e-5))
+    spec = EvaluationSpec((30, 11), 0, kind, 1.0, dtype, (1e-5, 1e-5))
     small = [options[name] for name in ("where", "groups", "labels")]
     r = rng(seed)
     states = []
@@ -441,7 +441,7 @@ def test_bits_of_merges(whole, seed):
             part = np.ix_(rows, columns)
             start = int(rows[0]), int(columns[0])
             arrays = [a[part] for a in (input, target)]
-            states.append(evaluate_chunks(*arrays, start, *(a[part] for a in small), plan))
+            states.append(evaluate_chunks(*arrays, start, *(a[part] for a in small), spec))
     while len(states) > 1:
         r.shuffle(order := list(range(len(states))))
         size = int(r.integers(1, 5))

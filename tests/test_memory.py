@@ -28,11 +28,11 @@ def test_a_block_takes_less_than_a_mebibyte(layout, dtype, log_target):
     rng = np.random.default_rng(0)
     x = -rng.random((1024, 4096)).astype(dtype)
     t = LAYOUTS[layout](rng.random((1024, 4096)).astype(dtype))
-    term = pointwise.PointwiseSpec(np.dtype(dtype), log_target, False)
-    pointwise.add_block(partial_sum.zero(), x[:1], t[:1], term)  # compiles
+    spec = pointwise.PointwiseSpec(np.dtype(dtype), log_target, False)
+    pointwise.add_block(partial_sum.zero(), x[:1], t[:1], spec)  # compiles
     tracemalloc.start()
     try:
-        pointwise.add_block(partial_sum.zero(), x, t, term)
+        pointwise.add_block(partial_sum.zero(), x, t, spec)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -79,3 +79,77 @@ def test_data_are_in_the_table_of_origins():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 230
+
+
+# Docstrings of the package
+
+PACKAGE = Path(kldiv_dask.__file__).parent
+Definition = ast.Module | ast.FunctionDef | ast.ClassDef
+TREES = {
+    path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))
+}
+DOCUMENTED = [
+    (path, node, docstring)
+    for path, tree in TREES.items()
+    for node in ast.walk(tree)
+    if isinstance(node, Definition) and (docstring := ast.get_docstring(node))
+]
+
+
+def numpydoc_section(docstring, title):
+    """Give the lines of a section of a docstring that are not indented."""
+    match = re.search(rf"^{title}\n-+\n(.*?)(?=^\S[^\n]*\n---|\Z)", docstring, re.M | re.S)
+    return re.findall(r"^\S.*", match[1], re.MULTILINE) if match else []
+
+
+def parameters_of(node):
+    """Give the names of the parameters of a function, or of the constructor of a class."""
+    if isinstance(node, ast.ClassDef):
+        functions = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
+        if "__init__" not in functions:
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            return [field.target.id for field in fields]
+        node = functions["__init__"]
+    args = node.args
+    names = [arg.arg for arg in [*args.posonlyargs, *args.args] if arg.arg not in ("self", "cls")]
+    names += [f"*{args.vararg.arg}"] if args.vararg else []
+    names += [arg.arg for arg in args.kwonlyargs]
+    return names + ([f"**{args.kwarg.arg}"] if args.kwarg else [])
+
+
+def test_documented_parameters_are_those_of_the_signature():
+    compared = 0
+    differing = []
+    for path, node, docstring in DOCUMENTED:
+        lines = numpydoc_section(docstring, "Parameters")
+        described = [name for line in lines for name in line.partition(" : ")[0].split(", ")]
+        if described and described != parameters_of(node):
+            place = f"{path}:{node.lineno} {node.name}"
+            differing.append(f"{place}: {described}, takes {parameters_of(node)}")
+        compared += bool(described)
+    assert compared > 30
+    assert differing == []
+
+
+def test_docstrings_speak_of_names_that_exist():
+    """A name in capitals in a type, or in code, is one that the package has."""
+    exists = {
+        name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        for name in (
+            getattr(node, "id", ""),
+            getattr(node, "attr", ""),
+            getattr(node, "name", "") or "",
+        )
+    }
+    speaks_of = {"NumPy", "None", "True", "False"}
+    unknown = []
+    for path, node, docstring in DOCUMENTED:
+        titles = ("Parameters", "Returns", "Yields", "Attributes")
+        lines = [line for title in titles for line in numpydoc_section(docstring, title)]
+        lines += re.findall(r"(?<!`)`(\w+)`(?!`)", docstring)
+        names = set(re.findall(r"(?<![\w.])[A-Z]\w+", " ".join(lines)))
+        place = f"{path}:{getattr(node, 'lineno', 1)}"
+        unknown += [f"{place}: {name}" for name in sorted(names - exists - speaks_of)]
+    assert unknown == []

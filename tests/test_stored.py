@@ -72,10 +72,10 @@ def digest(dtype, log_target):
     x, t = (np.concatenate(parts) for parts in zip(patterns, grid, strict=True))
     ordinary = -np.abs(rng.standard_normal(10**6)).astype(dtype)
     x, t = np.concatenate([x, ordinary]), np.concatenate([t, ordinary[::-1]])
-    term = pointwise.PointwiseSpec(dtype, log_target, True)
-    terms = pointwise.block_terms(x, t, term)
+    spec = pointwise.PointwiseSpec(dtype, log_target, True)
+    terms = pointwise.block_terms(x, t, spec)
     state = partial_sum.zero()
-    pointwise.add_block(state, x, t, term)
+    pointwise.add_block(state, x, t, spec)
     finite = np.where(terms == terms, terms, dtype.type(0))
     return hashlib.sha256(finite.tobytes() + state.tobytes()).hexdigest()
 

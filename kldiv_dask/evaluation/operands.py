@@ -102,7 +102,7 @@ class Operands(NamedTuple):
 
     pair: Pair
     by_position: dict[str, da.Array | None]
-    plan: EvaluationSpec
+    spec: EvaluationSpec
     data: Data
     axis: int
     dims: list[str]
@@ -111,8 +111,8 @@ class Operands(NamedTuple):
 
     def grid(self, box: Box) -> Grid:
         """Return the pairs of chunks of a box of the positions."""
-        is_whole = box == regions.box_of(self.plan.shape)
-        states = graph.states(self.pair, self.by_position, self.plan, None if is_whole else box)
+        is_whole = box == regions.box_of(self.spec.shape)
+        states = graph.states(self.pair, self.by_position, self.spec, None if is_whole else box)
         pair = self.pair if is_whole else self.pair.of_positions(box)
         return Grid(box, states, pair.chunks[:-1])
 
@@ -127,8 +127,8 @@ class Operands(NamedTuple):
             name: None if a is None else da.full((1,) * a.ndim, name == "where", a.dtype)
             for name, a in self.by_position.items()
         }
-        plan = self.plan._replace(shape=(1,) * (ndim - 1))
-        return graph.states(pair, by_position, plan)
+        spec = self.spec._replace(shape=(1,) * (ndim - 1))
+        return graph.states(pair, by_position, spec)
 
     def present(self) -> dict[str, bool]:
         """Return for each array by position whether it was given."""
@@ -141,19 +141,19 @@ class Operands(NamedTuple):
     def remarks(self) -> dict[str, Any]:
         """Return what is added to the provenance of a result, beside its options."""
         remarks: dict[str, Any] = {}
-        if self.plan.generalized:
+        if self.spec.generalized:
             remarks["generalized"] = "sum p log(p / q) - p + q, of rows that do not sum to 1"
         if self.dims:
-            remarks |= {"dims": self.dims, "cluster_axis": self.dims[self.plan.cluster_axis]}
+            remarks |= {"dims": self.dims, "cluster_axis": self.dims[self.spec.cluster_axis]}
         for name in self.repeated:
-            remarks["repeated"] = f"{name}, over positions of shape {self.plan.shape}"
+            remarks["repeated"] = f"{name}, over positions of shape {self.spec.shape}"
         checked = list(self.data.partly_checked())
         return remarks | ({"looked_at": "; ".join(checked)} if checked else {})
 
     def missing_chunks(self, scheduler: Any) -> list[dict[str, Any]]:
         """Describe the stored chunks that were never written, where positions are included."""
         where = self.by_position["where"]
-        return self.data.missing_chunks(where, self.plan.shape, self.axis, scheduler)
+        return self.data.missing_chunks(where, self.spec.shape, self.axis, scheduler)
 
 
 def prepare(
@@ -212,13 +212,13 @@ def prepare(
     if kind != "logits" and temperature != 1:
         raise ValueError(f"temperature is {temperature} with kind={kind!r}; it is for logits")
     generalized = rounded and kind != "logits"
-    plan = EvaluationSpec(
+    spec = EvaluationSpec(
         shape, number, kind, temperature, computed, (tolerances[0], tolerances[1]), generalized
     )
     return Operands(
         pair,
         by_position,
-        plan,
+        spec,
         data,
         class_axis,
         list(map(str, matched.dims[:-1])),

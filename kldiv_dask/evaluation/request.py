@@ -114,12 +114,12 @@ class Request:
             return self._run(path, report, scheduler)
 
     def _run(self, path: Path | None, report: Report | None, scheduler: Any) -> Evaluation:
-        operands, plan = self.operands, self.operands.plan
+        operands, spec = self.operands, self.operands.spec
         missing = operands.missing_chunks(scheduler)
         warned = warn_of_sources(operands.data, missing)
         options = self._options()
         run = Run(
-            plan.shape,
+            spec.shape,
             operands.grid,
             path,
             options | operands.pairing(),
@@ -129,8 +129,8 @@ class Request:
             skip=self.on_error == "skip",
             scheduler=scheduler,
         )
-        total = regions.size(regions.box_of(plan.shape))
-        early = EarlyWarning(plan.kind, warned)
+        total = regions.size(regions.box_of(spec.shape))
+        early = EarlyWarning(spec.kind, warned)
         listeners: list[Notify] = [early]
         if report is not None:
             listeners.append(RunProgress(report, total, int(operands.pair.nbytes), run, path))
@@ -158,22 +158,22 @@ class Request:
                 else {}
             ),
         }
-        options |= operands.present() | {"each": plan.sequences_per_cell}
+        options |= operands.present() | {"each": spec.sequences_per_cell}
         result = Evaluation(end.state, options, provenance, end.skipped, missing)
         warn_of_result(result, early)
         return result
 
     def _options(self) -> dict[str, Any]:
         """Return the options that decide on the result, for JSON."""
-        plan = self.operands.plan
+        spec = self.operands.spec
         return {
-            "kind": plan.kind,
+            "kind": spec.kind,
             "classes": self.operands.pair.chunks[-1][0],
-            "shape": list(plan.shape),
-            "temperature": plan.temperature,
-            "computed_in": plan.dtype.name,
-            "generalized": plan.generalized,
-            "cluster_axis": plan.cluster_axis,
+            "shape": list(spec.shape),
+            "temperature": spec.temperature,
+            "computed_in": spec.dtype.name,
+            "generalized": spec.generalized,
+            "cluster_axis": spec.cluster_axis,
             "layout": LAYOUT,
             "revision": REVISION,
         }

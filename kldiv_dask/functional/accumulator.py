@@ -115,11 +115,11 @@ class KLDivergence:
             pair, merged = merged_positions(logits, None)
         else:
             operands = xarray_support.match(input, target, {"where": where})
-            pair, term = prepare(
+            pair, spec = prepare(
                 operands, self.kind == "log_probs", self.dtype, self.zero_safe, stacklevel=2
             )
-            types = [term.dtype.name, term.compute_dtype.name]
-            merged = graph.tree_reduce(graph.partials(pair, term, pair.axes), None, pair.axes)
+            types = [spec.dtype.name, spec.compute_dtype.name]
+            merged = graph.tree_reduce(graph.partials(pair, spec, pair.axes), None, pair.axes)
         self._check_types(types, "the batch")
         added, rows = dask.compute(merged, graph.batch_size(merged, pair))
         added = added.reshape(partial_sum.SIZE)

@@ -196,10 +196,10 @@ def lazy_kl_div(
     if dim is not None and (resolved.kind == "none" or resolved.per_batch):
         raise ValueError(f"dim is {dim!r} with reduction={reduction!r}; it is for 'sum' and 'mean'")
     operands = xarray_support.match(input, target, {"where": where}, axis=axis, dim=dim)
-    pair, term = prepare(operands, log_target, dtype, zero_safe, stacklevel=stacklevel + 1)
+    pair, spec = prepare(operands, log_target, dtype, zero_safe, stacklevel=stacklevel + 1)
     result = _resolved(
         pair,
-        term,
+        spec,
         resolved,
         operands.axis,
         bool(keepdims),
@@ -228,7 +228,7 @@ def prepare(
 
 def _resolved(
     pair: Pair,
-    term: PointwiseSpec,
+    spec: PointwiseSpec,
     reduction: Reduction,
     axis: Axis,
     keepdims: bool,
@@ -238,28 +238,28 @@ def _resolved(
 ) -> da.Array:
     """Return the result of `kl_div` for an aligned pair."""
     if reduction.kind == "none":
-        return _elementwise(pair, term, reduction)
+        return _elementwise(pair, spec, reduction)
     axes = resolve_axes(axis, pair.ndim)
     if len(axes) < pair.ndim:
         pair = graph.gathered(pair, axes, stacklevel=stacklevel + 1)
     if len(axes) < pair.ndim and all(len(pair.chunks[axis]) == 1 for axis in axes):
         graph.fan_in(split_every, (1,) * pair.ndim)  # checks it, though nothing is merged
-        sums = graph.sums(pair, term, axes, reduction.kind)
+        sums = graph.sums(pair, spec, axes, reduction.kind)
         return sums if keepdims else graph.squeeze(sums, axes)
-    merged = graph.tree_reduce(graph.partials(pair, term, axes), split_every, axes)
+    merged = graph.tree_reduce(graph.partials(pair, spec, axes), split_every, axes)
     if len(axes) == pair.ndim:
-        value = graph.finalize_scalar(merged, reduction, pair, term.dtype)
+        value = graph.finalize_scalar(merged, reduction, pair, spec.dtype)
         return value[(np.newaxis,) * pair.ndim] if keepdims else value
-    return graph.finalize_array(merged, reduction.kind, axes, term.dtype, keepdims)
+    return graph.finalize_array(merged, reduction.kind, axes, spec.dtype, keepdims)
 
 
-def _elementwise(pair: Pair, term: PointwiseSpec, reduction: Reduction) -> da.Array:
+def _elementwise(pair: Pair, spec: PointwiseSpec, reduction: Reduction) -> da.Array:
     if not reduction.per_batch or not pair.input.ndim:
-        return graph.terms(pair, term)
+        return graph.terms(pair, spec)
     batch_size = pair.input.shape[0]
     if np.isnan(batch_size):
         raise ValueError(
             "input.shape[0], the batch size, is unknown; call compute_chunk_sizes() on input first"
         )
-    wide = term._replace(dtype=term.compute_dtype)
-    return (graph.terms(pair, wide) / int(batch_size)).astype(term.dtype)
+    wide = spec._replace(dtype=spec.compute_dtype)
+    return (graph.terms(pair, wide) / int(batch_size)).astype(spec.dtype)

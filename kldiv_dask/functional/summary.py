@@ -261,8 +261,8 @@ def kl_div_summary(
     np.int64(1)
     """
     operands = xarray_support.match(input, target, {"where": where})
-    pair, term = prepare(operands, log_target, dtype, zero_safe, stacklevel=2)
-    return summarize(graph.partials(pair, term, pair.axes), pair, term.dtype, split_every)
+    pair, spec = prepare(operands, log_target, dtype, zero_safe, stacklevel=2)
+    return summarize(graph.partials(pair, spec, pair.axes), pair, spec.dtype, split_every)
 
 
 def summarize(

@@ -77,9 +77,9 @@ def _terms(
     where: Mask | None,
     shape: Shape,
     *,
-    term: PointwiseSpec,
+    spec: PointwiseSpec,
 ) -> Chunk:
-    return pointwise.block_terms(input, target, term, where)
+    return pointwise.block_terms(input, target, spec, where)
 
 
 @pair_stage("block")
@@ -89,12 +89,12 @@ def _block(
     where: Mask | None,
     shape: Shape,
     *,
-    term: PointwiseSpec,
+    spec: PointwiseSpec,
 ) -> partial_sum.Partial:
     """Reduce a pair of chunks to one partial."""
     result = partial_sum.zero((1,) * len(shape))
     accumulator = result.reshape(partial_sum.SIZE)
-    pointwise.add_block(accumulator, input, target, term, where)
+    pointwise.add_block(accumulator, input, target, spec, where)
     numel = math.prod(shape)
     if where is not None and numel:
         numel = int(np.count_nonzero(where)) * (numel // where.size)
@@ -110,11 +110,11 @@ def _partials(
     where: Mask | None,
     shape: Shape,
     *,
-    term: PointwiseSpec,
+    spec: PointwiseSpec,
     axes: Shape,
 ) -> partial_sum.Partial:
     """Reduce some axes of a pair of chunks to length one, with a partial for each output."""
-    sums = RowSums(input, target, where, axes, term)
+    sums = RowSums(input, target, where, axes, spec)
     result = partial_sum.zero(_reduced(shape, axes))
     partials = result.reshape(*sums.shape, partial_sum.SIZE)
     for slices in sums.runs:
@@ -131,13 +131,13 @@ def _sums(
     where: Mask | None,
     shape: Shape,
     *,
-    term: PointwiseSpec,
+    spec: PointwiseSpec,
     axes: Shape,
     kind: Kind,
 ) -> Chunk:
     """Reduce some axes of a pair of chunks, which are whole in it, to length one."""
-    sums = RowSums(input, target, where, axes, term)
-    result = np.empty(sums.shape, term.dtype)
+    sums = RowSums(input, target, where, axes, spec)
+    result = np.empty(sums.shape, spec.dtype)
     partials = partial_sum.zero((min(OUTPUTS, result.size),))
     for slices in sums.runs:
         out = result[slices]
@@ -145,7 +145,7 @@ def _sums(
         accumulators[...] = 0
         sums.add(accumulators, slices)
         divisors = sums.included(slices) if kind == "mean" else np.ones(out.size, np.int64)
-        out[...] = partial_sum.quotients(accumulators, divisors, term.dtype).reshape(out.shape)
+        out[...] = partial_sum.quotients(accumulators, divisors, spec.dtype).reshape(out.shape)
     return result.reshape(_reduced(shape, axes))
 
 
@@ -153,12 +153,12 @@ def _reduced(shape: Shape, axes: Shape) -> Shape:
     return tuple(1 if axis in axes else length for axis, length in enumerate(shape))
 
 
-def terms(pair: Pair, term: PointwiseSpec) -> da.Array:
+def terms(pair: Pair, spec: PointwiseSpec) -> da.Array:
     """Return the terms, in the broadcast shape."""
-    return blockwise(_terms, pair, dict(enumerate(pair.chunks)), term.dtype, term=term)
+    return blockwise(_terms, pair, dict(enumerate(pair.chunks)), spec.dtype, spec=spec)
 
 
-def partials(pair: Pair, term: PointwiseSpec, axes: Shape) -> da.Array:
+def partials(pair: Pair, spec: PointwiseSpec, axes: Shape) -> da.Array:
     """Return the partials of each pair of chunks, reduced to length one along `axes`.
 
     The last axis is that of a partial.
@@ -171,15 +171,15 @@ def partials(pair: Pair, term: PointwiseSpec, axes: Shape) -> da.Array:
         _chunks(pair, axes),
         np.dtype(np.int64),
         new_axes={pair.ndim: partial_sum.SIZE},
-        term=term,
+        spec=spec,
         **keywords,
     )
 
 
-def sums(pair: Pair, term: PointwiseSpec, axes: Shape, kind: Kind) -> da.Array:
+def sums(pair: Pair, spec: PointwiseSpec, axes: Shape, kind: Kind) -> da.Array:
     """Return sums or means along `axes`, which have one chunk each, as axes of length one."""
     chunks = _chunks(pair, axes)
-    return blockwise(_sums, pair, chunks, term.dtype, term=term, axes=axes, kind=kind)
+    return blockwise(_sums, pair, chunks, spec.dtype, spec=spec, axes=axes, kind=kind)
 
 
 def _chunks(pair: Pair, axes: Shape) -> dict[int, Any]:

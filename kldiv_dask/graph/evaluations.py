@@ -25,10 +25,10 @@ def _evaluate(
     target: npt.NDArray[Any],
     *others: npt.NDArray[Any],
     names: tuple[str, ...],
-    plan: EvaluationSpec,
+    spec: EvaluationSpec,
 ) -> npt.NDArray[np.object_]:
     """Return the state of a pair of chunks in an array of one element."""
-    ndim = len(plan.shape)
+    ndim = len(spec.shape)
     start = tuple(int(first[0]) for first in others[:ndim])
     position_args = dict(zip(names, others[ndim:], strict=True))
     found = evaluate_chunks(
@@ -38,7 +38,7 @@ def _evaluate(
         position_args.get("where"),
         position_args.get("groups"),
         position_args.get("labels"),
-        plan,
+        spec,
     )
     check_maps(input, target, *position_args.values())
     return _boxed(found, ndim + 1)
@@ -58,7 +58,7 @@ def _merge(states: npt.NDArray[np.object_], axis: tuple[int, ...], keepdims: boo
 def states(
     pair: Pair,
     position_args: Mapping[str, da.Array | None],
-    plan: EvaluationSpec,
+    spec: EvaluationSpec,
     box: Box | None = None,
 ) -> da.Array:
     """Return the state of each pair of chunks; the grid has an axis of length one for classes.
@@ -90,7 +90,7 @@ def states(
         dict.fromkeys(axes, 1),
         np.dtype(object),
         names=tuple(present),
-        plan=plan,
+        spec=spec,
     )
 
 

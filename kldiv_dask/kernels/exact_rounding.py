@@ -120,7 +120,7 @@ def round_quotients(
 
     Parameters
     ----------
-    states : int64 array of shape (n, STATE) or wider
+    accumulators : int64 array of shape (n, ACCUMULATOR_SIZE) or wider
         Canonical.
     divisors : int64 array of shape (n,)
         From 0 to `MAX_DIVISOR`.

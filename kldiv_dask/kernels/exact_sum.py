@@ -192,7 +192,7 @@ def add_tile(accumulator, terms, rest):
 
     Parameters
     ----------
-    state : int64 array of shape (STATE,)
+    accumulator : int64 array of shape (ACCUMULATOR_SIZE,)
         Changed in place.
     terms : float32 or float64 array, 1-d, contiguous, of exactly a tile
     rest : float64 array, as long

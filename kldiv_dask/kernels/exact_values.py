@@ -25,7 +25,7 @@ def add_values(accumulator: npt.NDArray[np.int64], values: npt.NDArray[np.float6
 
     Parameters
     ----------
-    state : int64 array of shape (STATE,)
+    accumulator : int64 array of shape (ACCUMULATOR_SIZE,)
         Changed in place, and left canonical.
     values : float64 array, 1-d
     """
@@ -55,7 +55,7 @@ def add_runs(
 
     Parameters
     ----------
-    states : int64 array, C-contiguous, of shape (runs, more than STATE)
+    accumulators : int64 array, C-contiguous, of shape (runs, ACCUMULATOR_SIZE) or wider
         Changed in place, and left canonical.
     values : float64 array, 1-d
         Fewer than `exact_sum.ENDURANCE`.

@@ -205,7 +205,7 @@ def of_rows(
 
     Parameters
     ----------
-    places : int64 array, 1-d
+    positions : int64 array, 1-d
         The numbers of the positions, of which none is negative.
     hashes : uint64 array of shape (operands, positions)
         From `finish`.

@@ -155,7 +155,7 @@ def _sum_segment(x, t, mask, accumulator, log_target, zero_target, terms, rest):
 
 
 def kernel(
-    function: Kernel, operands: Sequence[Array | None], result: tuple[Any, ...], term: PointwiseSpec
+    function: Kernel, operands: Sequence[Array | None], result: tuple[Any, ...], spec: PointwiseSpec
 ) -> Kernel:
     """Compile a function for stored operands and a kind of term.
 
@@ -164,14 +164,14 @@ def kernel(
     the target whose terms are 0, or NaN for none; a tile of the computation type to work in; and,
     if it sums, one more tile of float64.
     """
-    work = numba.from_dtype(term.compute_dtype)
+    work = numba.from_dtype(spec.compute_dtype)
     segments = [
         numba.types.none
         if operand is None
         else numba.types.Array(stored_type(operand), 1, "C", readonly=True)
         for operand in operands
     ]
-    log_target = numba.types.boolean if term.log_target else numba.types.none
+    log_target = numba.types.boolean if spec.log_target else numba.types.none
     rest = () if function is _fill_segment else (numba.float64[::1],)
     return compiled(function, (*segments, *result, log_target, work, work[::1], *rest))
 
@@ -190,28 +190,28 @@ def _padded(segment: Array, tile: int) -> Array:
     return longer
 
 
-def workspace(term: PointwiseSpec) -> tuple[Array, Array]:
+def workspace(spec: PointwiseSpec) -> tuple[Array, Array]:
     """Return a tile for terms, and one for what sums leave to be added."""
-    tile = tile_length(term.compute_dtype)
-    return np.empty(tile, term.compute_dtype), np.empty(tile)
+    tile = tile_length(spec.compute_dtype)
+    return np.empty(tile, spec.compute_dtype), np.empty(tile)
 
 
 def add_block(
     accumulator: npt.NDArray[np.int64],
     input: Chunk,
     target: Chunk,
-    term: PointwiseSpec,
+    spec: PointwiseSpec,
     where: Mask | None = None,
 ) -> None:
     """Add the terms of a pair of chunks to an exact sum.
 
     Parameters
     ----------
-    state : int64 array of shape (STATE,)
+    accumulator : int64 array of shape (ACCUMULATOR_SIZE,)
         Changed in place, and left canonical.
     input, target : arrays that broadcast together
         Converted to the computation type piece by piece.
-    term : Term
+    spec : PointwiseSpec
         What a term is.
     where : bool array that broadcasts to the shape of both, optional
         Which terms to add.
@@ -219,34 +219,34 @@ def add_block(
     operands = [as_stored(input), as_stored(target)]
     masks = [] if where is None else [where]
     no_mask = [None] * (not masks)
-    add = kernel(_sum_segment, [*operands, *(masks or no_mask)], (numba.int64[::1],), term)
-    terms, rest = workspace(term)
+    add = kernel(_sum_segment, [*operands, *(masks or no_mask)], (numba.int64[::1],), spec)
+    terms, rest = workspace(spec)
     for found in segments(*operands, *masks, flags=["readonly"] * (2 + len(masks))):
         parts = padded([*found, *no_mask], terms.size)
-        add(*parts, accumulator, term.log_target or None, term.zero_target, terms, rest)
+        add(*parts, accumulator, spec.log_target or None, spec.zero_target, terms, rest)
 
 
 def block_terms(
-    input: Chunk, target: Chunk, term: PointwiseSpec, where: Mask | None = None
+    input: Chunk, target: Chunk, spec: PointwiseSpec, where: Mask | None = None
 ) -> Chunk:
     """Return the terms of a pair of chunks, computed as for a sum and rounded once.
 
     Those that `where` excludes are 0.
     """
     order: Any = "F" if np.isfortran(input) and np.isfortran(target) else "C"
-    out = np.empty(np.broadcast_shapes(input.shape, target.shape), term.dtype, order)
+    out = np.empty(np.broadcast_shapes(input.shape, target.shape), spec.dtype, order)
     stored = as_stored(out)
     operands = [as_stored(input), as_stored(target)]
     masks = [] if where is None else [where]
     no_mask = [None] * (not masks)
     result = (stored_type(stored)[::1],)
-    write = kernel(_fill_segment, [*operands, *(masks or no_mask)], result, term)
-    terms, _ = workspace(term)
+    write = kernel(_fill_segment, [*operands, *(masks or no_mask)], result, spec)
+    terms, _ = workspace(spec)
     flags = [*["readonly"] * (2 + len(masks)), "writeonly"]
     with segments(*operands, *masks, stored, flags=flags) as iterator:
         for *found, segment in iterator:
             *parts, part = padded([*found, *no_mask, segment], terms.size)
-            write(*parts, part, term.log_target or None, term.zero_target, terms)
+            write(*parts, part, spec.log_target or None, spec.zero_target, terms)
             if part is not segment:
                 segment[...] = part[: segment.size]
     return out[()]

@@ -17,7 +17,7 @@ from kldiv_dask.kernels.llvm_hints import prefetch, tile_size
 from kldiv_dask.kernels.pointwise import Chunk, Mask, PointwiseSpec, fill, kernel, padded, workspace
 from kldiv_dask.kernels.stored_floats import as_stored
 
-# Outputs that are summed at a time, so that their states take no more than some 300 kB.
+# Outputs that are summed at a time, so that their accumulators take no more than some 300 kB.
 OUTPUTS = 512
 
 # Elements of a row that are copied at a time where a row is not what lies together in memory. With
@@ -82,7 +82,7 @@ class RowSums:
         target: Chunk,
         where: Mask | None,
         axes: tuple[int, ...],
-        term: PointwiseSpec,
+        spec: PointwiseSpec,
     ) -> None:
         stored = [as_stored(input), as_stored(target)]
         full = np.broadcast_shapes(input.shape, target.shape)
@@ -93,8 +93,8 @@ class RowSums:
         ]
         self._no_mask = [None] * (not masks)
         self._buffers = Buffers(self._operands)
-        self._term = term
-        self._work = workspace(term)
+        self._spec = spec
+        self._work = workspace(spec)
         moved = self._operands[0].shape
         kept = len(moved) - len(axes)
         self.shape, self._row = moved[:kept], moved[kept:]
@@ -108,7 +108,7 @@ class RowSums:
             outputs = min(outputs, BUFFER // max(self._at_once, 1))
         self.runs = grid_slices(self.shape, outputs)
         types = (numba.int64[:, ::1], numba.int64, numba.boolean)
-        self._kernel = kernel(_sum_rows, [*stored, *(masks or self._no_mask)], types, term)
+        self._kernel = kernel(_sum_rows, [*stored, *(masks or self._no_mask)], types, spec)
 
     def included(self, output_slices: Slices) -> npt.NDArray[np.int64]:
         """Return how many terms each of a piece of the outputs is the sum of, flat."""
@@ -126,16 +126,16 @@ class RowSums:
 
     def add(self, accumulators: npt.NDArray[np.int64], output_slices: Slices) -> None:
         """Add the sums of some outputs to `accumulators`, a row for each, left canonical."""
-        term = self._term
+        spec = self._spec
         parts = list(grid_slices(self._row, self._at_once))
         for part in parts:
             found = self._buffers.contiguous([a[output_slices + part] for a in self._operands])
             length = found[0].size // max(len(accumulators), 1)
             if length:
                 operands = padded([*found, *self._no_mask], self._work[0].size)
-                # A state has room for the parts of any row that fits in memory.
+                # An accumulator has room for the parts of any row that fits in memory.
                 carries = part is parts[-1]
-                options = term.log_target or None, term.zero_target
+                options = spec.log_target or None, spec.zero_target
                 self._kernel(*operands, accumulators, length, carries, *options, *self._work)
 
 

@@ -49,7 +49,7 @@ def evaluate_chunks(
     where: npt.NDArray[np.bool_] | None,
     groups: npt.NDArray[Any] | None,
     labels: npt.NDArray[Any] | None,
-    plan: EvaluationSpec,
+    spec: EvaluationSpec,
 ) -> EvaluationState:
     """Return the state of the positions of a pair of chunks.
 
@@ -61,6 +61,8 @@ def evaluate_chunks(
         The index of the first of these positions among all.
     where, groups, labels : arrays that broadcast to the positions, optional
         Which positions to include, the name of the group of each, and the class that is right.
+    spec : EvaluationSpec
+        What is the same for all chunks.
     """
     *shape, classes = np.broadcast_shapes(input.shape, target.shape)
     names, codes = np.zeros(1, np.int64), None
@@ -75,13 +77,13 @@ def evaluate_chunks(
         _check_labels(labels, labeled, classes, tuple(shape), start)
         chosen = np.where(labeled, labels, 0)
     states = [_empty_state(names, labels is not None)]
-    options = plan.dtype, plan.temperature, plan.kind, plan.tolerances, plan.generalized
+    options = spec.dtype, spec.temperature, spec.kind, spec.tolerances, spec.generalized
     for batch in measured(input, target, chosen, *options):
         size = batch.measures.shape[1]
         part = slice(batch.start, batch.start + size)
         selection = slice(None) if included is None else np.flatnonzero(included[part])
         local = np.arange(part.start, part.stop)[selection]
-        indices, axes = _indices(local, tuple(shape), start, plan.shape)
+        indices, axes = _indices(local, tuple(shape), start, spec.shape)
         positions = Positions(
             measures=batch.measures[:, selection],
             hashes=batch.hashes[:, selection],
@@ -89,10 +91,10 @@ def evaluate_chunks(
             is_grouped=groups is not None,
             groups=names,
             codes=np.zeros(local.size, np.int64) if codes is None else codes[local],
-            cells=axes[plan.cluster_axis] // plan.sequences_per_cell if axes else indices,
-            columns=axes[-1] // run_length(plan.shape[-1], COLUMNS) if len(axes) > 1 else None,
+            cells=axes[spec.cluster_axis] // spec.sequences_per_cell if axes else indices,
+            columns=axes[-1] // run_length(spec.shape[-1], COLUMNS) if len(axes) > 1 else None,
             labeled=None if labeled is None else labeled[local],
-            tolerances=plan.tolerances,
+            tolerances=spec.tolerances,
         )
         states.append(state_of(positions))
         if len(states) == MERGED_AT_ONCE or state.are_large(states):
@@ -109,10 +111,12 @@ def _indices(
     ----------
     local : int64 array
         Their numbers, in C order, among the positions of the chunks.
-    shape, full_shape : tuple of int
-        The shape of the positions of the chunks, and that of all.
+    shape : tuple of int
+        The shape of the positions of the chunks.
     start : tuple of int
         The index of the first position of the chunks.
+    full_shape : tuple of int
+        The shape of all positions.
     """
     if not shape:  # NumPy has no index of an array without axes
         return local, []

@@ -76,15 +76,15 @@ def in_chunks(array: Array) -> da.Array:
 
 def _this_library(case: Case, x: Array, t: Array) -> Run:
     """The function that Dask calls for each pair of chunks, and what it does with partials."""
-    term = pointwise.PointwiseSpec(x.dtype, case.log_target, False)
+    spec = pointwise.PointwiseSpec(x.dtype, case.log_target, False)
 
     def block(x: Array, t: Array) -> partial_sum.Partial:
         state = partial_sum.zero()
-        pointwise.add_block(state, x, t, term)
+        pointwise.add_block(state, x, t, spec)
         return state
 
     if case.reduction == "none":
-        return in_parts(lambda x, t: pointwise.block_terms(x, t, term), case.threads, x, t)
+        return in_parts(lambda x, t: pointwise.block_terms(x, t, spec), case.threads, x, t)
     blocks = in_parts(block, case.threads, x, t)
     return lambda: [
         partial_sum.quotient(
