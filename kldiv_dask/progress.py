@@ -26,12 +26,12 @@ class ProgressUpdate(NamedTuple):
     """A line that says the same, with the rate and the time that is left."""
 
 
-Report = Callable[[ProgressUpdate], Any]
+ProgressCallback = Callable[[ProgressUpdate], Any]
 
-Progress = bool | Report | None
+ProgressOption = bool | ProgressCallback | None
 
 
-def reporter(progress: Progress) -> Report | None:
+def reporter(progress: ProgressOption) -> ProgressCallback | None:
     """Return what to call with each update; None if updates go nowhere.
 
     Parameters
@@ -79,7 +79,7 @@ class Line:
         self._file.flush()
 
 
-def counter(report: Report, total: int, unit: str) -> Callable[[int], None]:
+def counter(callback: ProgressCallback, total: int, unit: str) -> Callable[[int], None]:
     """Return what to call with the number of units that were done since the last call.
 
     Examples
@@ -97,7 +97,7 @@ def counter(report: Report, total: int, unit: str) -> Callable[[int], None]:
         nonlocal done
         done += units
         rate = done / max(time.monotonic() - start, 1e-9)
-        report(ProgressUpdate(done, total, unit, describe(done, total, unit, rate)))
+        callback(ProgressUpdate(done, total, unit, describe(done, total, unit, rate)))
 
     return notify
 

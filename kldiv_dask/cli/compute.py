@@ -136,7 +136,7 @@ def compute(
     if not as_json:
         click.echo(value)
         return
-    report = {
+    fields = {
         "value": value,
         "reduction": reduction,
         **summary._asdict(),
@@ -151,7 +151,7 @@ def compute(
         "repeated": operands.inspection.repeated,
         "version": version("kldiv-dask"),
     }
-    plain = {name: _plain(field) for name, field in report.items()}
+    plain = {name: _plain(field) for name, field in fields.items()}
     click.echo(json.dumps(plain, allow_nan=False))
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kldiv_dask.evaluation.request import Request
 from kldiv_dask.evaluation.result import Evaluation
-from kldiv_dask.progress import Progress
+from kldiv_dask.progress import ProgressOption
 from kldiv_dask.storage.chunking import Chunks
 
 
@@ -36,7 +36,7 @@ def evaluate(
     checkpoint_interval: float | None = None,
     resume: bool | Literal["adopt"] = True,
     on_error: Literal["raise", "skip"] = "raise",
-    progress: Progress = None,
+    progress: ProgressOption = None,
     scheduler: Any = None,
 ) -> Evaluation:
     r"""Evaluate a model against another: the distribution of the KL divergence over positions.

@@ -8,7 +8,7 @@ from dask.utils import format_bytes
 from kldiv_dask import partial_sum
 from kldiv_dask.evaluation.checkpoint import Progress
 from kldiv_dask.evaluation.run import Run
-from kldiv_dask.progress import ProgressUpdate, Report, describe
+from kldiv_dask.progress import ProgressCallback, ProgressUpdate, describe
 from kldiv_dask.report.wording import not_finite
 from kldiv_dask.statistics import tables
 from kldiv_dask.statistics.intervals import cell_sums, clustered, interval
@@ -20,7 +20,7 @@ class RunProgress:
 
     Parameters
     ----------
-    report : callable
+    callback : callable
         Called with each `ProgressUpdate`.
     positions : int
         The number of all positions.
@@ -33,9 +33,9 @@ class RunProgress:
     """
 
     def __init__(
-        self, report: Report, positions: int, nbytes: int, run: Run, path: Path | None
+        self, callback: ProgressCallback, positions: int, nbytes: int, run: Run, path: Path | None
     ) -> None:
-        self._report, self._positions, self._resumed = report, positions, run.resumed
+        self._callback, self._positions, self._resumed = callback, positions, run.resumed
         self._start = time.monotonic()
         if not run.remaining:
             self._send(positions, f"100%, all of it from {path}, nothing to read")
@@ -58,7 +58,7 @@ class RunProgress:
         self._send(done, ", ".join(words))
 
     def _send(self, done: int, text: str) -> None:
-        self._report(ProgressUpdate(done, self._positions, "positions", text))
+        self._callback(ProgressUpdate(done, self._positions, "positions", text))
 
 
 def _means(state: EvaluationState) -> list[str]:

@@ -22,8 +22,7 @@ from kldiv_dask.evaluation.run import Notify, Run
 from kldiv_dask.evaluation.scheduling import client_of
 from kldiv_dask.evaluation.warn import EarlyWarning, warn_of_result, warn_of_sources
 from kldiv_dask.options import float_dtype, resolve_temperature
-from kldiv_dask.progress import Progress as ProgressOption
-from kldiv_dask.progress import Report, reporter
+from kldiv_dask.progress import ProgressCallback, ProgressOption, reporter
 from kldiv_dask.storage.chunking import Chunks
 from kldiv_dask.versions import LAYOUT, REVISION, check_workers
 
@@ -102,7 +101,7 @@ class Request:
 
     def run(self, *, progress: ProgressOption, scheduler: Any) -> Evaluation:
         """Compute the evaluation."""
-        report = reporter(progress)
+        callback = reporter(progress)
         client = client_of(scheduler)
         if client is not None:
             check_workers(client)
@@ -111,9 +110,11 @@ class Request:
             if self.checkpoint is not None:
                 path = Path(self.checkpoint).absolute()
                 stack.enter_context(files.locked(path))
-            return self._run(path, report, scheduler)
+            return self._run(path, callback, scheduler)
 
-    def _run(self, path: Path | None, report: Report | None, scheduler: Any) -> Evaluation:
+    def _run(
+        self, path: Path | None, callback: ProgressCallback | None, scheduler: Any
+    ) -> Evaluation:
         operands, spec = self.operands, self.operands.spec
         missing = operands.missing_chunks(scheduler)
         warned = warn_of_sources(operands.data, missing)
@@ -132,8 +133,8 @@ class Request:
         total = regions.size(regions.box_of(spec.shape))
         early = EarlyWarning(spec.kind, warned)
         listeners: list[Notify] = [early]
-        if report is not None:
-            listeners.append(RunProgress(report, total, int(operands.pair.nbytes), run, path))
+        if callback is not None:
+            listeners.append(RunProgress(callback, total, int(operands.pair.nbytes), run, path))
 
         def notify(progress: Progress) -> None:
             for listener in listeners:

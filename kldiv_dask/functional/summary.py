@@ -17,7 +17,7 @@ from kldiv_dask.align import Pair
 from kldiv_dask.functional.divergence import prepare
 from kldiv_dask.graph.tree import SplitEvery
 from kldiv_dask.options import Reduction
-from kldiv_dask.progress import Progress, counter, reporter
+from kldiv_dask.progress import ProgressOption, counter, reporter
 
 
 class KLDivSummary(NamedTuple):
@@ -112,7 +112,7 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
         """Whether there are more pairs of chunks than one graph should have."""
         return self._blocks is not None and graph.is_large(self._blocks)
 
-    def compute(self, *, progress: Progress = None, **kwargs: Any) -> KLDivSummary:
+    def compute(self, *, progress: ProgressOption = None, **kwargs: Any) -> KLDivSummary:
         """Compute all fields from a single read of the data.
 
         Beyond 100,000 pairs of chunks, more than Dask's scheduler should be given at once, this
@@ -136,8 +136,8 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
         KLDivSummary
             The same fields as NumPy scalars.
         """
-        report = reporter(progress)
-        notify = None if report is None else counter(report, self.pairs, "pairs of chunks")
+        callback = reporter(progress)
+        notify = None if callback is None else counter(callback, self.pairs, "pairs of chunks")
         walks = self._blocks is not None and (notify is not None or self.is_large)
         if walks and self._pair is not None:
             total = graph.walk(self._blocks, progress=notify, **kwargs)
