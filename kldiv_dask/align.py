@@ -164,19 +164,19 @@ def repeated_operands(input: da.Array, target: da.Array) -> list[str]:
     shapes = {"input": input.shape[:-1], "target": target.shape[:-1]}
     ndim = max(map(len, shapes.values()))
     padded = [_padded(shape, ndim) for shape in shapes.values()]
-    found = [
+    repeated = [
         name
         for name, shape, other in zip(shapes, padded, reversed(padded), strict=True)
         if any(size == 1 != length for size, length in zip(shape, other, strict=True))
     ]
-    if len(found) == 2:
+    if len(repeated) == 2:
         raise ValueError(
             f"input has positions of shape {shapes['input']} and target of shape "
             f"{shapes['target']}, so both would be repeated and each position of one compared with "
             "every one of the other; the positions must be equal, or only one operand repeated: "
             "reshape the operands, or index one of them with [None] to repeat it"
         )
-    return found
+    return repeated
 
 
 def cut(array: da.Array, box: Box, trailing: int = 0) -> da.Array:
@@ -189,7 +189,7 @@ def cut(array: da.Array, box: Box, trailing: int = 0) -> da.Array:
     index = tuple(
         slice(None) if size == 1 or span == (0, size) else slice(*span) for size, span in spans
     )
-    return array if all(one == slice(None) for one in index) else array[index]
+    return array if all(item == slice(None) for item in index) else array[index]
 
 
 def single_array_pair(array: da.Array, where: da.Array | None, nbytes: float) -> Pair:

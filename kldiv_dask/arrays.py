@@ -69,10 +69,10 @@ def torch_to_numpy(name: str, operand: Any) -> Any:
     if str(operand.layout) != "torch.strided":
         raise TypeError(f"{what} of layout {operand.layout}; pass {name}.to_dense()")
     operand = operand.resolve_conj().resolve_neg()
-    known = TABLE.get(str(operand.dtype).removeprefix("torch."))
-    if known is not None and not known.in_numpy:  # torch does not know ml_dtypes
-        signed = getattr(sys.modules["torch"], f"int{known.bits}")
-        return operand.contiguous().view(signed).numpy().view(dtype_called(known.name))
+    row = TABLE.get(str(operand.dtype).removeprefix("torch."))
+    if row is not None and not row.in_numpy:  # torch does not know ml_dtypes
+        signed = getattr(sys.modules["torch"], f"int{row.bits}")
+        return operand.contiguous().view(signed).numpy().view(dtype_called(row.name))
     try:
         return operand.numpy()
     except TypeError as error:
@@ -93,16 +93,16 @@ def check_numpy(name: str, array: da.Array) -> None:
         )
 
 
-def check_pandas(given: Mapping[str, Any]) -> None:
+def check_pandas(operands: Mapping[str, Any]) -> None:
     """Refuse objects of pandas whose labels differ, as they are paired by position."""
     for axis in ("index", "columns"):
         labels: dict[int, tuple[str, Any]] = {}
-        for name, operand in given.items():
-            own = getattr(operand, axis, None)
-            if own is None or type(operand).__module__.partition(".")[0] != "pandas":
+        for name, operand in operands.items():
+            axis_labels = getattr(operand, axis, None)
+            if axis_labels is None or type(operand).__module__.partition(".")[0] != "pandas":
                 continue
-            other, known = labels.setdefault(len(own), (name, own))
-            if not known.equals(own):
+            other, other_labels = labels.setdefault(len(axis_labels), (name, axis_labels))
+            if not other_labels.equals(axis_labels):
                 raise ValueError(
                     f"{name} must have the labels of {other} in its {axis}, in the same order, got "
                     f"others; reindex it, or pass {name}.to_numpy() to pair by position"
@@ -170,5 +170,7 @@ def _of_objects(argument: str, block: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
             index = tuple(map(int, np.unravel_index(place, block.shape)))
             raise ValueError(f"{argument} must be {accepted}, got {value} at {index}")
-    found = ", ".join(sorted({type(value).__name__ for value in values}))
-    raise TypeError(f"{argument} must be {accepted}, all of one kind, got objects of type {found}")
+    type_names = ", ".join(sorted({type(value).__name__ for value in values}))
+    raise TypeError(
+        f"{argument} must be {accepted}, all of one kind, got objects of type {type_names}"
+    )

@@ -66,8 +66,8 @@ def dtype_called(name: str, needed_by: str = "") -> "np.dtype[Any]":
     if TABLE[name].in_numpy:
         return np.dtype(name)
     package = require("ml_dtypes", "bfloat16", needed_by or f"dtype {name}")
-    found: np.dtype[Any] = np.dtype(getattr(package, name))
-    return found
+    dtype: np.dtype[Any] = np.dtype(getattr(package, name))
+    return dtype
 
 
 def dtype_read(dtype: "np.dtype[Any]") -> "np.dtype[Any]":

@@ -100,10 +100,10 @@ def resolve_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """Return the axes that are reduced, from 0 on and in order, with NumPy's errors."""
     if axis is None:
         return tuple(range(ndim))
-    given = axis if isinstance(axis, tuple) else (axis,)
-    if not all(isinstance(number, SupportsIndex) for number in given):
+    numbers = axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(number, SupportsIndex) for number in numbers):
         raise TypeError(f"axis must be an integer, a tuple of integers or None, got {axis!r}")
-    axes = [operator.index(number) for number in given]
+    axes = [operator.index(number) for number in numbers]
     for number in axes:
         if not -ndim <= number < ndim:
             raise AxisError(number, ndim, "axis")

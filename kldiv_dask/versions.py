@@ -40,19 +40,19 @@ def check_workers(client: Any) -> None:
     ImportError
         The first worker that differs is named, and in what.
     """
-    own = installed()
-    for worker, found in client.run(installed, on_error="return").items():
-        if isinstance(found, OSError):
+    expected = installed()
+    for worker, reply in client.run(installed, on_error="return").items():
+        if isinstance(reply, OSError):
             continue  # it has left before it could answer
-        if isinstance(found, Exception):  # one from before there was this function
+        if isinstance(reply, Exception):  # one from before there was this function
             raise ImportError(
-                f"worker {worker} has another version of kldiv_dask than this process: {found}; "
+                f"worker {worker} has another version of kldiv_dask than this process: {reply}; "
                 "install the same on all of them"
             )
-        for name, wanted in own.items():
-            if found[name] != wanted:
+        for name, wanted in expected.items():
+            if reply[name] != wanted:
                 what = "kldiv_dask" if name in ("bits", "states") else name
                 raise ImportError(
-                    f"worker {worker} must have {what} with {name} {wanted}, got {found[name]}; "
+                    f"worker {worker} must have {what} with {name} {wanted}, got {reply[name]}; "
                     f"install the same {what} on the client and all workers"
                 )

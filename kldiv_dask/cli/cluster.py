@@ -134,8 +134,8 @@ def _check_security(scheduler: str) -> None:
     security = Security()
     files = security.get_tls_config_for_role("client")
     settings = {"ca_file": "ca-file", "cert": "client.cert", "key": "client.key"}
-    for part, setting in settings.items():
-        path = files[part]
+    for name, setting in settings.items():
+        path = files[name]
         if path and "\n" not in path and not os.path.exists(path):  # it may be the text itself
             raise FileNotFoundError(
                 f"the file {os.path.abspath(path)} does not exist, which Dask's configuration names"
@@ -163,8 +163,8 @@ def _speaks_tls(scheduler: str) -> bool:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with (
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT) as plain,
-            context.wrap_socket(plain),
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT) as connection,
+            context.wrap_socket(connection),
         ):
             return True
     except ssl.SSLError as error:
@@ -196,24 +196,24 @@ def _held_signals() -> Iterator[None]:
     if sys.platform == "win32":  # has no signal masks
         yield
         return
-    held: list[int] = []
-    with handled_by(lambda number, frame: held.append(number)):
+    pending: list[int] = []
+    with handled_by(lambda number, frame: pending.append(number)):
         resource_tracker.ensure_running()  # started by the first worker, it would unblock SIGINT
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit
         try:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for number in held:
+    for number in pending:
         signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def handled_by(handler: Callable[[int, Any], Any]) -> Iterator[None]:
     """Handle `SIGNALS` by `handler` within the context."""
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    previous_handlers = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, previous in before.items():
+        for number, previous in previous_handlers.items():
             signal.signal(number, previous)

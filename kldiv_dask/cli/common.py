@@ -24,9 +24,9 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 CLEAR = "\r\33[2K"
 
 
-def key_option(argument: str, more: str = "") -> Callable[[Any], Any]:
+def key_option(argument: str, addition: str = "") -> Callable[[Any], Any]:
     """Return the option for the name of an array in its file."""
-    help = f"Name of the array in a file or group of many{more}."
+    help = f"Name of the array in a file or group of many{addition}."
     return click.option(f"--{argument}-key", metavar="KEY", help=help)
 
 
@@ -56,7 +56,7 @@ _NAMES = (
     r"(kind|axis|temperature|where|groups|labels|cluster_axis|dtype|chunks|checkpoint|on_error"
     r"|reduction|(?:input|target|where|groups|labels)_key)"
 )
-_GIVEN = re.compile(rf"\b{_NAMES}=('[^']*'|\([^)]*\)|[^\s;:,)]*)")
+_ARGUMENT_VALUE = re.compile(rf"\b{_NAMES}=('[^']*'|\([^)]*\)|[^\s;:,)]*)")
 _SUBJECT = re.compile(rf"^{_NAMES}(?=:| (?:is|are|must|has|have|of|does|was|were)\b)")
 _OPERAND = re.compile(r"(?:^|(?<=^the dtype of ))(input|target)(?= (?:is|must|has|have|of|was)\b)")
 
@@ -84,15 +84,15 @@ _CLUSTER = (
 
 def reading_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for reading the two arrays."""
-    return _with(_READING, command)
+    return _with_options(_READING, command)
 
 
 def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `cluster`."""
-    return _with(_CLUSTER, command)
+    return _with_options(_CLUSTER, command)
 
 
-def _with(options: Any, command: Callable[..., None]) -> Callable[..., None]:
+def _with_options(options: Any, command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):  # as decorators are applied
         command = option(command)
     return command
@@ -119,7 +119,9 @@ def in_options(message: str) -> str:
     """
     for argument, option in _FLAGS:
         message = argument.sub(option, message)
-    message = _GIVEN.sub(lambda m: f"{_option(m[1])} {m[2].strip(_QUOTES)}".rstrip(), message)
+    message = _ARGUMENT_VALUE.sub(
+        lambda m: f"{_option(m[1])} {m[2].strip(_QUOTES)}".rstrip(), message
+    )
     message = _SUBJECT.sub(lambda m: _option(m[1]), message)
     return _OPERAND.sub(lambda m: m[1].upper(), message)
 
@@ -176,15 +178,15 @@ def one_line_errors(hint: Callable[[], str] = str) -> Iterator[None]:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning in one line, without the place in the code that it arose at."""
-    click.echo(f"{_over()}warning: {_line(message)}", err=True)
+    click.echo(f"{_clear_line()}warning: {_in_one_line(message)}", err=True)
 
 
-def _over() -> str:
+def _clear_line() -> str:
     """Return what clears the line that something may be on that is no message."""
     return CLEAR if sys.stderr.isatty() else ""
 
 
-def _line(message: object) -> str:
+def _in_one_line(message: object) -> str:
     """Write a message in one line, in the words of the command, as a terminal may show it."""
     from kldiv_dask.storage.text import printable
 
@@ -203,10 +205,10 @@ def exit_on_error(
         yield
     except errors as error:
         # The names of everyday exceptions, and of ours, say nothing that their messages don't.
-        everyday = isinstance(error, ValueError | TypeError | OSError | ImportError)
-        everyday |= type(error).__module__.startswith("kldiv_dask.")
-        kind = "" if everyday and str(error) else f"{type(error).__name__}: "
-        _end(f"{where}{kind}{error}{hint()}", exit_code)
+        is_everyday = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        is_everyday |= type(error).__module__.startswith("kldiv_dask.")
+        kind = "" if is_everyday and str(error) else f"{type(error).__name__}: "
+        _exit(f"{where}{kind}{error}{hint()}", exit_code)
 
 
 @contextlib.contextmanager
@@ -224,10 +226,10 @@ def _stoppable(hint: Callable[[], str]) -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             number = received[0]
-            _end(f"stopped by {signal.Signals(number).name}{hint()}", 128 + number)
+            _exit(f"stopped by {signal.Signals(number).name}{hint()}", 128 + number)
 
 
-def _end(message: str, exit_code: int) -> NoReturn:
+def _exit(message: str, exit_code: int) -> NoReturn:
     """End the command with one line on stderr."""
-    click.echo(f"{_over()}Error: {_line(message)}", err=True)
+    click.echo(f"{_clear_line()}Error: {_in_one_line(message)}", err=True)
     raise SystemExit(exit_code)

@@ -120,7 +120,7 @@ class Data:
             is_whole = {name, other} <= self._stored
             pairs = itertools.product(self.sources.get(name, ()), self.sources.get(other, ()))
             for first, second in pairs:
-                if difference := other_text(first, second, whole=is_whole):
+                if difference := other_text(first, second, is_whole=is_whole):
                     return difference, is_whole
         return "", True
 

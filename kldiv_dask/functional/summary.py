@@ -168,10 +168,10 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
 
     def __dask_graph__(self) -> Mapping[Any, Any]:
         graphs = [field.__dask_graph__() for field in self]
-        if all(isinstance(one, HighLevelGraph) for one in graphs):
+        if all(isinstance(field_graph, HighLevelGraph) for field_graph in graphs):
             merged: Mapping[Any, Any] = HighLevelGraph.merge(*graphs)
             return merged
-        return {key: task for one in graphs for key, task in one.items()}
+        return {key: task for field_graph in graphs for key, task in field_graph.items()}
 
     def __dask_keys__(self) -> list[Any]:
         return [field.__dask_keys__() for field in self]
@@ -211,8 +211,8 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
             rebuild, state = field.__dask_postpersist__()
             # A client that has persisted expressions calls each field by another key.
             renamed = options or key in graph
-            one = graph if renamed else {key: list(graph.values())[place]}
-            fields.append(rebuild(one, *state, **options))
+            field_graph = graph if renamed else {key: list(graph.values())[place]}
+            fields.append(rebuild(field_graph, *state, **options))
         return LazySummary(KLDivSummary(*fields), self.pairs)
 
 

@@ -61,9 +61,9 @@ def pair_stage(name: str) -> Callable[[Function], Any]:
             **options: Any,
         ) -> Any:
             shape = _checked_shape(input, target, where, matching, masked)
-            found = function(input, target, where, shape, **options)
+            result = function(input, target, where, shape, **options)
             check_maps(input, target, where)
-            return found
+            return result
 
         return checked
 
@@ -163,10 +163,10 @@ def partials(pair: Pair, spec: PointwiseSpec, axes: Shape) -> da.Array:
 
     The last axis is that of a partial.
     """
-    whole = len(axes) == pair.ndim
-    keywords = {} if whole else {"axes": axes}
+    reduces_all = len(axes) == pair.ndim
+    keywords = {} if reduces_all else {"axes": axes}
     return blockwise(
-        _block if whole else _partials,
+        _block if reduces_all else _partials,
         pair,
         _chunks(pair, axes),
         np.dtype(np.int64),

@@ -31,7 +31,7 @@ def _evaluate(
     ndim = len(spec.shape)
     start = tuple(int(first[0]) for first in others[:ndim])
     position_args = dict(zip(names, others[ndim:], strict=True))
-    found = evaluate_chunks(
+    evaluation_state = evaluate_chunks(
         input,
         target,
         start,
@@ -41,12 +41,12 @@ def _evaluate(
         spec,
     )
     check_maps(input, target, *position_args.values())
-    return _boxed(found, ndim + 1)
+    return _boxed(evaluation_state, ndim + 1)
 
 
-def _boxed(found: state.EvaluationState, ndim: int) -> npt.NDArray[np.object_]:
+def _boxed(evaluation_state: state.EvaluationState, ndim: int) -> npt.NDArray[np.object_]:
     box = np.empty((1,) * ndim, object)
-    box[(0,) * ndim] = found
+    box[(0,) * ndim] = evaluation_state
     return box
 
 

@@ -65,6 +65,6 @@ def _rechunked(pair: Pair, chunks: Chunks) -> Pair:
     arrays = {"input": pair.input, "target": pair.target, "where": pair.where}
     for name, array in arrays.items():
         if array is not None:
-            own = zip(array.shape, array.chunks, chunks[pair.ndim - array.ndim :], strict=True)
-            arrays[name] = array.rechunk(tuple(c if n == 1 else new for n, c, new in own))
+            axes = zip(array.shape, array.chunks, chunks[pair.ndim - array.ndim :], strict=True)
+            arrays[name] = array.rechunk(tuple(c if n == 1 else new for n, c, new in axes))
     return pair._replace(**arrays, chunks=chunks)

@@ -139,8 +139,8 @@ def mask_positions(pair: Pair, where: da.Array) -> Pair:
 
 def divergences(logits: LogitsSpec, to: np.dtype[Any], split_every: SplitEvery) -> da.Array:
     """Return the divergence at each position, 0 at those that are excluded, rounded to `to`."""
-    kept = _divergences_with_class_axis(logits, to, split_every)
-    return squeeze(kept, (kept.ndim - 1,))
+    with_class_axis = _divergences_with_class_axis(logits, to, split_every)
+    return squeeze(with_class_axis, (with_class_axis.ndim - 1,))
 
 
 def position_partials(logits: LogitsSpec, split_every: SplitEvery) -> tuple[Pair, da.Array]:

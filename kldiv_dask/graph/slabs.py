@@ -53,8 +53,8 @@ def walk(
     if progress:
         most = min(most, max(size(blocks) // 16, AT_LEAST))
     for slab in _slabs(blocks, most):
-        (found,) = dask.compute(tree_reduce(slab, None, tuple(range(slab.ndim - 1))), **kwargs)
-        total = partial_sum.merge(np.stack([total, found.reshape(partial_sum.SIZE)]), axis=(0,))
+        (partial,) = dask.compute(tree_reduce(slab, None, tuple(range(slab.ndim - 1))), **kwargs)
+        total = partial_sum.merge(np.stack([total, partial.reshape(partial_sum.SIZE)]), axis=(0,))
         if progress:
             progress(size(slab))
     return da.from_array(total.reshape((1,) * (blocks.ndim - 1) + total.shape))

@@ -82,14 +82,14 @@ def _magnitude(accumulator, divisor, precision, lowest_bit):
         significand |= 1
     exponent = 32 * (index - 2) - 1074 + left
     shift = min(max(62 - precision, lowest_bit - exponent), 63)
-    whole = significand >> shift
+    rounded = significand >> shift
     rest = significand & ((np.int64(1) << shift) - 1)
     half = np.int64(1) << (shift - 1)
-    if rest > half or (rest == half and whole & 1):
-        whole += 1
+    if rest > half or (rest == half and rounded & 1):
+        rounded += 1
     # A carry into the next power of two, or from the largest subnormal, comes out right.
     scale = max(exponent + shift - lowest_bit, 0)
-    return (scale << (precision - 1)) + whole if scale < 2046 else FLOAT64_INFINITY
+    return (scale << (precision - 1)) + rounded if scale < 2046 else FLOAT64_INFINITY
 
 
 def _round_quotients(accumulators, divisors, out, precision, lowest_bit, infinity, sign):

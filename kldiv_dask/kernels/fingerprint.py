@@ -47,8 +47,8 @@ _INT128 = ir.IntType(128)
 def _constants(count: int) -> list[int]:
     """Return odd numbers of 64 bits: SplitMix64 (G. Steele et al., OOPSLA 2014)."""
     numbers = []
-    for place in range(1, count + 1):
-        z = place * 0x9E3779B97F4A7C15 % 2**64
+    for index in range(1, count + 1):
+        z = index * 0x9E3779B97F4A7C15 % 2**64
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
         z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
         numbers.append((z ^ z >> 31) | 1)
@@ -81,26 +81,27 @@ def _add_steps(context: Any, sums: Any, array: Any, start: Any, count: Any) -> B
     lanes = _STEP // (width // 8)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kept, view = (
+        sums_view, array_view = (
             context.make_array(kind)(context, builder, arg)
             for kind, arg in zip(signature.args[:2], args[:2], strict=True)
         )
-        data = builder.gep(view.data, [args[2]])
-        pointer = ir.VectorType(ir.IntType(width), lanes).as_pointer()
-        first = builder.bitcast(kept.data, pointer)
-        positions = [first, builder.gep(first, [ir.IntType(32)(1)])]
+        data = builder.gep(array_view.data, [args[2]])
+        pointer_type = ir.VectorType(ir.IntType(width), lanes).as_pointer()
+        first = builder.bitcast(sums_view.data, pointer_type)
+        pointers = [first, builder.gep(first, [ir.IntType(32)(1)])]
         total, total_of_sums = (
-            cgutils.alloca_once_value(builder, builder.load(place, align=1)) for place in positions
+            cgutils.alloca_once_value(builder, builder.load(pointer, align=1))
+            for pointer in pointers
         )
         step = context.get_constant(types.intp, lanes)
         with cgutils.for_range_slice(builder, step.type(0), args[3], step) as (index, _):
-            address = builder.bitcast(builder.gep(data, [index]), pointer)
+            address = builder.bitcast(builder.gep(data, [index]), pointer_type)
             loaded = builder.load(address, align=width // 8)
             builder.store(builder.add(builder.load(total), loaded), total)
             added = builder.add(builder.load(total_of_sums), builder.load(total))
             builder.store(added, total_of_sums)
-        for place, found in zip(positions, (total, total_of_sums), strict=True):
-            builder.store(builder.load(found), place, align=1)
+        for pointer, variable in zip(pointers, (total, total_of_sums), strict=True):
+            builder.store(builder.load(variable), pointer, align=1)
         return context.get_dummy_value()
 
     return types.void(sums, array, types.intp, types.intp), build
@@ -128,9 +129,9 @@ def start(sums, size):
 def add_bits(hash, sums, stored, start, stop):
     """Take up more numbers of a row, as they are stored; whole steps of them but at its end."""
     wide_vectors()
-    whole = (stop - start) // _lanes(stored) * _lanes(stored)
-    _add_steps(sums, stored, start, whole)
-    for i in range(start + whole, stop):
+    in_steps = (stop - start) // _lanes(stored) * _lanes(stored)
+    _add_steps(sums, stored, start, in_steps)
+    for i in range(start + in_steps, stop):
         hash = (hash + _pattern(stored[i])) * _FACTOR
         hash ^= hash >> np.uint64(32)
     return hash

@@ -79,18 +79,18 @@ class Buffers:
         self._buffers: list[Array | None] = [None] * len(operands)
         self.needed = not all(map(_is_plain, operands))
 
-    def contiguous(self, places: Sequence[Array]) -> list[Array]:
+    def contiguous(self, parts: Sequence[Array]) -> list[Array]:
         """Return parts of the operands as 1-d segments, copied where that is needed."""
-        return [self._contiguous(index, place) for index, place in enumerate(places)]
+        return [self._contiguous(index, part) for index, part in enumerate(parts)]
 
-    def _contiguous(self, index: int, place: Array) -> Array:
-        if _is_plain(place):
-            return place.reshape(-1)
+    def _contiguous(self, index: int, part: Array) -> Array:
+        if _is_plain(part):
+            return part.reshape(-1)
         buffer = self._buffers[index]
-        if buffer is None or buffer.size < place.size:
-            buffer = self._buffers[index] = np.empty(place.size, place.dtype.newbyteorder("="))
-        segment = buffer[: place.size]
-        segment.reshape(place.shape)[...] = place
+        if buffer is None or buffer.size < part.size:
+            buffer = self._buffers[index] = np.empty(part.size, part.dtype.newbyteorder("="))
+        segment = buffer[: part.size]
+        segment.reshape(part.shape)[...] = part
         return segment
 
 

@@ -120,9 +120,9 @@ def lane_sum(context: Any, array: Any) -> Built:
             width //= 2
             halves = (
                 builder.shuffle_vector(
-                    total, total, ir.Constant(ir.VectorType(ir.IntType(32), width), list(places))
+                    total, total, ir.Constant(ir.VectorType(ir.IntType(32), width), list(indices))
                 )
-                for places in (range(width), range(width, 2 * width))
+                for indices in (range(width), range(width, 2 * width))
             )
             total = builder.fadd(*halves)
         return builder.extract_element(total, ir.IntType(32)(0))

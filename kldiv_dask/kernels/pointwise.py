@@ -221,8 +221,8 @@ def add_block(
     no_mask = [None] * (not masks)
     add = kernel(_sum_segment, [*operands, *(masks or no_mask)], (numba.int64[::1],), spec)
     terms, rest = workspace(spec)
-    for found in segments(*operands, *masks, flags=["readonly"] * (2 + len(masks))):
-        parts = padded([*found, *no_mask], terms.size)
+    for operand_segments in segments(*operands, *masks, flags=["readonly"] * (2 + len(masks))):
+        parts = padded([*operand_segments, *no_mask], terms.size)
         add(*parts, accumulator, spec.log_target or None, spec.zero_target, terms, rest)
 
 
@@ -244,8 +244,8 @@ def block_terms(
     terms, _ = workspace(spec)
     flags = [*["readonly"] * (2 + len(masks)), "writeonly"]
     with segments(*operands, *masks, stored, flags=flags) as iterator:
-        for *found, segment in iterator:
-            *parts, part = padded([*found, *no_mask, segment], terms.size)
+        for *operand_segments, segment in iterator:
+            *parts, part = padded([*operand_segments, *no_mask, segment], terms.size)
             write(*parts, part, spec.log_target or None, spec.zero_target, terms)
             if part is not segment:
                 segment[...] = part[: segment.size]

@@ -96,11 +96,11 @@ class RowSums:
         self._spec = spec
         self._work = workspace(spec)
         moved = self._operands[0].shape
-        kept = len(moved) - len(axes)
-        self.shape, self._row = moved[:kept], moved[kept:]
+        output_ndim = len(moved) - len(axes)
+        self.shape, self._row = moved[:output_ndim], moved[output_ndim:]
         outputs = OUTPUTS
         self._at_once = math.prod(self._row)
-        if any(_fastest(operand) < kept for operand in self._operands):
+        if any(_fastest(operand) < output_ndim for operand in self._operands):
             outputs = min(outputs, max(math.prod(self.shape), 1))
             self._at_once = min(self._at_once, STRIDED * (OUTPUTS // outputs))
         elif self._buffers.needed:
@@ -129,10 +129,12 @@ class RowSums:
         spec = self._spec
         parts = list(grid_slices(self._row, self._at_once))
         for part in parts:
-            found = self._buffers.contiguous([a[output_slices + part] for a in self._operands])
-            length = found[0].size // max(len(accumulators), 1)
+            operand_segments = self._buffers.contiguous(
+                [a[output_slices + part] for a in self._operands]
+            )
+            length = operand_segments[0].size // max(len(accumulators), 1)
             if length:
-                operands = padded([*found, *self._no_mask], self._work[0].size)
+                operands = padded([*operand_segments, *self._no_mask], self._work[0].size)
                 # An accumulator has room for the parts of any row that fits in memory.
                 carries = part is parts[-1]
                 options = spec.log_target or None, spec.zero_target

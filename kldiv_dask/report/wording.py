@@ -114,7 +114,7 @@ def dimension_names(report: Report) -> list[str]:
     return [clean(name) for name in names] if isinstance(names, list) else []
 
 
-def index_text(places: Iterable[Any], dimensions: Sequence[str]) -> str:
+def index_text(index: Iterable[Any], dimensions: Sequence[str]) -> str:
     """Write the index of a position, or of a region, with the names of dimensions that have any.
 
     Examples
@@ -123,8 +123,8 @@ def index_text(places: Iterable[Any], dimensions: Sequence[str]) -> str:
     ('[3, 17]', '[text=0:8, token=0:40]')
     """
     if dimensions:
-        places = (f"{name}={place}" for name, place in zip(dimensions, places, strict=True))
-    return f"[{', '.join(map(str, places))}]"
+        index = (f"{name}={number}" for name, number in zip(dimensions, index, strict=True))
+    return f"[{', '.join(map(str, index))}]"
 
 
 def region_text(region: Iterable[tuple[int, int]], dimensions: Sequence[str] = ()) -> str:

@@ -52,5 +52,5 @@ def indices_of(extremes: Extremes, group: int, shape: tuple[int, ...]) -> list[l
     >>> indices_of(Extremes(zero, np.array([0.5]), np.array([4])), 0, (2, 3))
     [[1, 1]]
     """
-    places = extremes.places[extremes.groups == group]
-    return [[int(i) for i in np.unravel_index(place, shape)] for place in places]
+    numbers = extremes.places[extremes.groups == group]
+    return [[int(i) for i in np.unravel_index(number, shape)] for number in numbers]

@@ -219,13 +219,13 @@ def offset_clusters(
         Whether the cells follow without a gap. They do if `cells` is a multiple of the cells that
         `state` has joined to one, so that no joined cell spans both states.
     """
-    own = state.cells
-    if cells is not None and cells % (1 << own.halvings) == 0:
-        shift = cells >> own.halvings
-        return state._replace(cells=own._replace(keys=own.keys + shift)), True
-    halvings = max(own.halvings, before.cells.halvings)
-    own = tables.coarsen(own, halvings)
+    table = state.cells
+    if cells is not None and cells % (1 << table.halvings) == 0:
+        shift = cells >> table.halvings
+        return state._replace(cells=table._replace(keys=table.keys + shift)), True
+    halvings = max(table.halvings, before.cells.halvings)
+    table = tables.coarsen(table, halvings)
     # A multiple of the length of any run of cells.
     last = int(before.cells.rest.max(initial=-1)) << before.cells.halvings
     shift = max((last // CELLS + 1) * CELLS >> halvings, (last >> halvings) + 1)
-    return state._replace(cells=own._replace(keys=own.keys + shift)), False
+    return state._replace(cells=table._replace(keys=table.keys + shift)), False

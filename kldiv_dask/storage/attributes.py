@@ -46,7 +46,7 @@ def missing_values(
     """
     if dtype.name not in TABLE:
         return ()
-    found = set()
+    missing = set()
     for attribute in _MISSING:
         for value in np.ravel(attributes.get(attribute, ())).tolist():
             number = _number(value)
@@ -55,8 +55,8 @@ def missing_values(
             with np.errstate(over="ignore"):
                 stored = float(dtype.type(number))
             if not np.isnan(stored) and np.isinf(stored) == np.isinf(number):
-                found.add(stored)
-    return tuple(sorted(found))
+                missing.add(stored)
+    return tuple(sorted(missing))
 
 
 def refuse_packed(attributes: Mapping[str, Any], path: str, key: str | None, opener: str) -> None:

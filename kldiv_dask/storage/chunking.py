@@ -60,19 +60,19 @@ def plan_chunks(sources: Sequence[Source], chunks: Chunks = None) -> NormalizedC
     shape = np.broadcast_shapes(*(source.shape for source in sources))
     dtype = max((source.dtype for source in sources), key=lambda dtype: dtype.itemsize)
     itemsize = dtype.itemsize or 64  # strings of any length
-    given = isinstance(chunks, str) and chunks != "auto"
-    limit = 0 if given else config.size("chunk-size")
+    is_size = isinstance(chunks, str) and chunks != "auto"
+    limit = 0 if is_size else config.size("chunk-size")
     try:
-        if given:
+        if is_size:
             limit = parse_bytes(chunks)
         unit = _read_unit(sources, shape, limit // itemsize)
         if chunks is None or isinstance(chunks, str):
             largest = max(sources, key=lambda source: source.nbytes)
             _warn_of_size(sources, limit)
             part = max(math.prod(shape) * itemsize // _PARTS, _SMALL)
-            limits = limit, limit if given else min(limit, part)
+            limits = limit, limit if is_size else min(limit, part)
             bound = min(source.most_elements for source in sources)
-            most = [min(one // itemsize, bound) for one in limits]
+            most = [min(nbytes // itemsize, bound) for nbytes in limits]
             chunks = _grow(unit, shape, most, largest.order)
         _check_count(chunks, shape, math.prod(shape) * itemsize)
         planned: NormalizedChunks = da.core.normalize_chunks(
@@ -101,8 +101,8 @@ def chunks_for(chunks: NormalizedChunks, shape: tuple[int, ...]) -> NormalizedCh
     tuple of tuple of int
         Chunks of the array; an axis of length 1 is one chunk.
     """
-    own = chunks[len(chunks) - len(shape) :]
-    return tuple((1,) if n == 1 else sizes for n, sizes in zip(shape, own, strict=True))
+    trailing = chunks[len(chunks) - len(shape) :]
+    return tuple((1,) if n == 1 else sizes for n, sizes in zip(shape, trailing, strict=True))
 
 
 def _read_unit(sources: Sequence[Source], shape: tuple[int, ...], limit: int) -> tuple[int, ...]:
@@ -111,10 +111,15 @@ def _read_unit(sources: Sequence[Source], shape: tuple[int, ...], limit: int) ->
     Where that is over the limit, inner chunks take the place of shards; and where that is too, the
     chunks that are the dearest to decode twice win.
     """
-    options = [[_broadcast(own, source, shape) for own in source.read_units] for source in sources]
-    fitting = [next((u for u in own if math.prod(u) <= limit), own[-1]) for own in options]
-    smallest = [own[-1] for own in options]
-    for units in [own[0] for own in options], fitting, smallest:
+    options = [
+        [_broadcast(unit, source, shape) for unit in source.read_units] for source in sources
+    ]
+    fitting = [
+        next((u for u in candidates if math.prod(u) <= limit), candidates[-1])
+        for candidates in options
+    ]
+    smallest = [candidates[-1] for candidates in options]
+    for units in [candidates[0] for candidates in options], fitting, smallest:
         common = tuple(min(math.lcm(*sizes), n) for *sizes, n in zip(*units, shape, strict=True))
         if math.prod(common) <= limit:
             return common
@@ -124,8 +129,8 @@ def _read_unit(sources: Sequence[Source], shape: tuple[int, ...], limit: int) ->
 
 def _broadcast(unit: Sequence[int], source: Source, shape: tuple[int, ...]) -> list[int]:
     """Give what a unit of a source is in the broadcast shape; an axis of length 1 cuts none."""
-    own = [1 if n == 1 else min(size, n) for size, n in zip(unit, source.shape, strict=True)]
-    return [1] * (len(shape) - len(own)) + own
+    lengths = [1 if n == 1 else min(size, n) for size, n in zip(unit, source.shape, strict=True)]
+    return [1] * (len(shape) - len(lengths)) + lengths
 
 
 def _warn_of_size(sources: Sequence[Source], limit: int) -> None:
@@ -147,12 +152,14 @@ def _check_count(chunks: Any, shape: tuple[int, ...], nbytes: int) -> None:
     each = [chunks] * len(shape) if isinstance(chunks, int) else chunks
     if isinstance(chunks, Mapping):
         each = [chunks.get(axis, chunks.get(axis - len(shape))) for axis in range(len(shape))]
-    for one, n in zip(each, shape, strict=False):
-        if isinstance(one, int) and one > 0:
-            count *= -(-n // one)
-        elif isinstance(one, Sequence) and not isinstance(one, str):
-            count *= len(one)
-    if any(isinstance(one, str) for one in each):  # at least, if all are as large as they may be
+    for axis_chunks, n in zip(each, shape, strict=False):
+        if isinstance(axis_chunks, int) and axis_chunks > 0:
+            count *= -(-n // axis_chunks)
+        elif isinstance(axis_chunks, Sequence) and not isinstance(axis_chunks, str):
+            count *= len(axis_chunks)
+    if any(
+        isinstance(axis_chunks, str) for axis_chunks in each
+    ):  # at least, if all are as large as they may be
         count = max(count, nbytes // parse_bytes(dask.config.get("array.chunk-size")))
     if count > _MOST_CHUNKS:
         raise ValueError(

@@ -85,7 +85,7 @@ def contents_of(
     seen: Sequence[Seen],
     *,
     names: Iterable[str] = (),
-    places: tuple[int, int] | None = None,
+    file_counts: tuple[int, int] | None = None,
     missing: Iterable[Region] = (),
     fill: float | None = None,
 ) -> Contents:
@@ -99,18 +99,18 @@ def contents_of(
         What was looked at.
     names : iterable of str, optional
         What exists too, but nothing more is known of it.
-    places : tuple of int, optional
-        How many files there may be, and at how many of these places was looked, if not at all.
+    file_counts : tuple of int, optional
+        How many files there may be, and how many of these were looked at, if not all.
     missing, fill
         As in `Contents`.
     """
     names = list(names)
-    files, looked = places or (len(seen) + len(names), len(seen))
+    files, looked = file_counts or (len(seen) + len(names), len(seen))
     # A size alone does not tell one content from another.
     checked = looked - sum(file.time is None and not file.tag for file in seen)
     dated = [(file.time, file.name) for file in seen if file.time is not None]
-    time, newest = max(dated, key=lambda one: one[0], default=(None, ""))
-    known = [(file.name, file.size, file.tag or file.time) for file in seen]
+    time, newest = max(dated, key=lambda entry: entry[0], default=(None, ""))
+    identities = [(file.name, file.size, file.tag or file.time) for file in seen]
     return Contents(
         path=source.path,
         key=source.key,
@@ -121,7 +121,7 @@ def contents_of(
         nbytes=sum(file.size for file in seen),
         newest=newest,
         written="" if time is None else in_utc(time),
-        digest=hashlib.blake2b(repr((known, names)).encode(), digest_size=16).hexdigest(),
+        digest=hashlib.blake2b(repr((identities, names)).encode(), digest_size=16).hexdigest(),
         missing=tuple(missing),
         fill=fill,
     )
@@ -141,13 +141,13 @@ def change(was: dict[str, Any], now: dict[str, Any]) -> str:
         A sentence that begins with its name; '' if it is the same array with the same contents.
     """
     old, new = Contents(**was), Contents(**now)
-    name, before = (_name(one) for one in (new, old))
+    name, before = (_name(contents) for contents in (new, old))
     if name != before:
         return f"it is {name}, it was {before}"
     for field in "shape", "dtype":
         if now[field] != was[field]:
             return f"{name} has changed: its {field} is {now[field]}, it was {was[field]}"
-    complete = all(one.checked == one.files for one in (old, new))
+    complete = all(contents.checked == contents.files for contents in (old, new))
     if complete and new.files != old.files:
         return f"{name} has changed: it has {new.files} files, it had {old.files}"
     if not complete and new.checked != old.checked:
@@ -166,7 +166,7 @@ def _name(contents: Contents) -> str:
 
 def _difference(old: Contents, new: Contents) -> str:
     """Say what differs of as many files, as the end of a sentence."""
-    times = [one.written for one in (new, old)]
+    times = [contents.written for contents in (new, old)]
     # Seconds are enough for people, where they differ.
     seconds = [f"{time[:19]}Z" if time else "at an unknown time" for time in times]
     now, then = seconds if seconds[0] != seconds[1] else times
@@ -226,9 +226,9 @@ def unwritten(
     Chunks that lie beyond the shape, at the end of the last shards, are none of the array.
     """
     for number in np.argwhere(absent).tolist():
-        found = region(number, chunks, shape, start)
-        if all(first < stop for first, stop in found):
-            yield found
+        positions = region(number, chunks, shape, start)
+        if all(first < stop for first, stop in positions):
+            yield positions
 
 
 # What is known of it

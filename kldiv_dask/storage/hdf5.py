@@ -153,9 +153,9 @@ def _require_filters(dataset: Any, name: str) -> None:
     To import it registers what it has, in each process that reads.
     """
     filters = dataset.id.get_create_plist()
-    known = require("h5py", "hdf5", dataset.file.filename).h5z.filter_avail
+    is_available = require("h5py", "hdf5", dataset.file.filename).h5z.filter_avail
     codes = [filters.get_filter(number)[0] for number in range(filters.get_nfilters())]
-    if all(map(known, codes)):
+    if all(map(is_available, codes)):
         return
     try:
         importlib.import_module("hdf5plugin")
@@ -164,7 +164,7 @@ def _require_filters(dataset: Any, name: str) -> None:
     else:
         has_plugins = True
     for code in codes:
-        if not known(code):
+        if not is_available(code):
             spelled = f"{code} ({_FILTERS[code]})" if code in _FILTERS else str(code)
             hint = (
                 "which the package hdf5plugin lacks: put its library into a folder that"
@@ -241,7 +241,9 @@ def open_source(path: str, key: str | None) -> Hdf5Source:
         if dataset.is_virtual or dataset.external or dataset.file.filename != file.filename:
             # What is missing there would be read as fill values, and rewriting it goes unnoticed.
             raise ValueError(f"{name} has its data in other files; open those instead")
-        attributes = {one: dataset.attrs[one] for one in NAMES if one in dataset.attrs}
+        attributes = {
+            attribute: dataset.attrs[attribute] for attribute in NAMES if attribute in dataset.attrs
+        }
         refuse_packed(attributes, path, key, "open_dataset")
         if require("h5py", "hdf5", path).check_string_dtype(dataset.dtype) is None:
             check_dtype(dataset.dtype, name)

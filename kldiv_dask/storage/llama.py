@@ -101,10 +101,10 @@ class LogProbsSource(MappedSource):
             damage = first_damage(heads, codes, sums)
         self.check_unchanged()
         if damage is not None:
-            (chunk, row), found = damage
+            (chunk, row), problem = damage
             n_chunk, n_row, _ = self.shape
             place = [range(n_chunk)[chunks][chunk], range(n_row)[rows][row]]
-            raise ValueError(f"row {place} {found}")
+            raise ValueError(f"row {place} {problem}")
         return values[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
 
 
@@ -197,14 +197,14 @@ def align(input: LogProbsSource, target: LogProbsSource) -> tuple[LogProbsSource
     )
 
 
-def other_text(first: Source, second: Source, *, whole: bool = True) -> str:
+def other_text(first: Source, second: Source, *, is_whole: bool = True) -> str:
     """Say how the texts of two arrays of base files differ.
 
     Parameters
     ----------
     first, second : Source
         Any arrays.
-    whole : bool, optional
+    is_whole : bool, optional
         Whether they are meant from beginning to end. If not, only the chunks that both have must
         be of one text.
 
@@ -215,9 +215,9 @@ def other_text(first: Source, second: Source, *, whole: bool = True) -> str:
     """
     if first.path == second.path or not all(map(_is_of_base_file, (first, second))):
         return ""
-    found = _difference(first, second, whole)
-    return found and (
-        f"{first.path} and {second.path} must be of the same text, got {found}, in this order;"
+    difference = _difference(first, second, is_whole)
+    return difference and (
+        f"{first.path} and {second.path} must be of the same text, got {difference}, in this order;"
         " write both with the same -f, -c and --chunks, by models of the same vocabulary"
     )
 
@@ -226,11 +226,11 @@ def _is_of_base_file(source: Source) -> bool:
     return isinstance(source, MappedSource) and source.key in _KEYS and can_open(source.path)
 
 
-def _difference(first: Source, second: Source, whole: bool) -> str:
+def _difference(first: Source, second: Source, is_whole: bool) -> str:
     headers = (read_header(source.path)[0] for source in (first, second))
     names = "tokens a chunk", "classes", "chunks"
     for name, *numbers in zip(names, *headers, strict=True):
-        if numbers[0] != numbers[1] and (whole or name != "chunks"):
+        if numbers[0] != numbers[1] and (is_whole or name != "chunks"):
             return f"{numbers[0]} and {numbers[1]} {name}"
     n_chunk = min(first.shape[0], second.shape[0])
     mine, others = (

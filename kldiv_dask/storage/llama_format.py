@@ -114,11 +114,11 @@ def check_size(path: str, header: Header, size: int, allow_truncated: bool) -> N
     )
     if size > header.file_bytes:
         raise ValueError(f"{path} is damaged: {planned}")
-    whole = header.whole_chunks(size)
-    if not (allow_truncated and whole):
-        hint = "pass allow_truncated=True to read those" if whole else "write it again"
+    complete_chunks = header.whole_chunks(size)
+    if not (allow_truncated and complete_chunks):
+        hint = "pass allow_truncated=True to read those" if complete_chunks else "write it again"
         raise ValueError(
-            f"{path} is truncated, as after a run that was killed: it has {whole} of"
+            f"{path} is truncated, as after a run that was killed: it has {complete_chunks} of"
             f" {header.n_chunk} chunks; {hint}. {planned}"
         )
 
@@ -126,10 +126,10 @@ def check_size(path: str, header: Header, size: int, allow_truncated: bool) -> N
 def decode(heads: Any, codes: Any, classes: slice) -> tuple[Any, Any]:
     """Give the log-probabilities of some classes, and what the probabilities of all add up to."""
     *positions, n_vocab = codes.shape
-    kept = range(n_vocab)[classes]
-    values, sums = np.empty((*positions, len(kept)), np.float32), np.empty(positions)
+    selected = range(n_vocab)[classes]
+    values, sums = np.empty((*positions, len(selected)), np.float32), np.empty(positions)
     for block in _blocks(codes.shape):
-        part, is_whole = codes[block], kept == range(n_vocab)
+        part, is_whole = codes[block], selected == range(n_vocab)
         decoded = values[block] if is_whole else np.empty(part.shape, np.float32)
         decoded[...] = part
         decoded *= heads[block][..., :1]
@@ -153,12 +153,12 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
 def first_damage(heads: Any, codes: Any, sums: Any) -> tuple[Any, str] | None:
     """Give the place of the first row that is damaged, and what is wrong, the end of a sentence."""
     damages = list(_damages(heads, codes, sums))
-    places = np.argwhere(np.any([where for where, *_ in damages], axis=0))
-    if not len(places):
+    damaged = np.argwhere(np.any([where for where, *_ in damages], axis=0))
+    if not len(damaged):
         return None
-    first = tuple(places[0])
-    found, *numbers = next(rest for where, *rest in damages if where[first])
-    return first, found.format(*(number[first] for number in numbers))
+    first = tuple(damaged[0])
+    problem, *numbers = next(rest for where, *rest in damages if where[first])
+    return first, problem.format(*(number[first] for number in numbers))
 
 
 def _damages(heads: Any, codes: Any, sums: Any) -> Iterator[tuple[Any, ...]]:

@@ -57,11 +57,9 @@ class MappedSource(Source):
         an odd address are copied, because compiled loops would need a version of their own for
         them.
         """
-        found = self.region(self.stored_dtype, self.shape, self.offset, self.strides, index)
-        values = np.require(
-            found.astype(self.stored_dtype.newbyteorder("="), copy=False), None, "A"
-        )
-        if values is not found:
+        view = self.region(self.stored_dtype, self.shape, self.offset, self.strides, index)
+        values = np.require(view.astype(self.stored_dtype.newbyteorder("="), copy=False), None, "A")
+        if values is not view:
             self.check_unchanged()
         return values
 
@@ -82,15 +80,15 @@ class MappedSource(Source):
         """
         self.check_unchanged()
         if self.is_mapped:
-            whole = np.ndarray(shape, dtype, self._map(), offset, strides or None, self.order)
-            view: Values = whole[index]
+            array = np.ndarray(shape, dtype, self._map(), offset, strides or None, self.order)
+            view: Values = array[index]
             return view
         # Only its strides are needed, so the array need not be there.
         strides = strides or _strides(shape, np.dtype(dtype).itemsize, self.order)
-        places = spans(index, shape)
-        first = offset + sum(start * s for (start, _), s in zip(places, strides, strict=True))
+        bounds = spans(index, shape)
+        first = offset + sum(start * s for (start, _), s in zip(bounds, strides, strict=True))
         with open(self.path, "rb", buffering=0) as file:
-            lengths = tuple(max(stop - start, 0) for start, stop in places)
+            lengths = tuple(max(stop - start, 0) for start, stop in bounds)
             values = _from_file(file, np.dtype(dtype), lengths, first, strides)
         self.check_unchanged()
         return values[
@@ -103,13 +101,13 @@ class MappedSource(Source):
 
     def _map(self) -> "_Map":
         version = self.path, self.size, self.mtime_ns
-        whole = _MAPS.get(version)
-        if whole is None:
+        file_map = _MAPS.get(version)
+        if file_map is None:
             with open(self.path, "rb") as file:
                 check_unchanged(os.fstat(file.fileno()), self.size, self.mtime_ns)
-                whole = _MAPS[version] = _Map(file.fileno(), 0, access=mmap.ACCESS_READ)
-                whole.version = version
-        return whole
+                file_map = _MAPS[version] = _Map(file.fileno(), 0, access=mmap.ACCESS_READ)
+                file_map.version = version
+        return file_map
 
     def contents(self) -> Contents:
         """Look at the file; see `Source.contents`. All of it was written."""
@@ -172,7 +170,7 @@ def _from_file(
         return np.ndarray(shape, dtype, _bytes(file, offset, length), 0, strides)
     values = np.empty(shape, dtype)
     axis = steps.index(max(steps))
-    rest = [(*one[:axis], *one[axis + 1 :]) for one in (shape, strides)]
+    rest = [(*values[:axis], *values[axis + 1 :]) for values in (shape, strides)]
     parts = np.moveaxis(values, axis, 0)
     for i in range(shape[axis]):
         parts[i, ...] = _from_file(file, dtype, rest[0], offset + i * strides[axis], rest[1])

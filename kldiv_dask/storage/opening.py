@@ -233,9 +233,9 @@ def _open_source(path: PathLike, key: str | None) -> Source:
     for module in FORMATS:
         if module.can_open(path):
             return module.open_source(path, key)
-    *known, last = (module.DESCRIPTION for module in FORMATS)
+    *descriptions, last = (module.DESCRIPTION for module in FORMATS)
     raise ValueError(
-        f"{path} is of no format that can be read; it must be {', '.join(known)} or {last}"
+        f"{path} is of no format that can be read; it must be {', '.join(descriptions)} or {last}"
     )
 
 

@@ -47,8 +47,8 @@ class ChunkReadError(OSError):
 
     def __init__(self, path: str, key: str | None, region: str, reason: str) -> None:
         self.path, self.key, self.region, self.reason = path, key, region, reason
-        found = f"{display_name(path, key)} {region} could not be read: {printable(reason)}"
-        super().__init__(found)
+        message = f"{display_name(path, key)} {region} could not be read: {printable(reason)}"
+        super().__init__(message)
 
     # OSError would be rebuilt from its one message; an error must survive the trip from a worker.
     def __reduce__(self) -> tuple[type["ChunkReadError"], tuple[str, str | None, str, str]]:
@@ -146,10 +146,10 @@ class Source(ABC):
     def _masked(self, values: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
         """Put NaN in place of the values that stand for none."""
         for missing in self.missing_values:
-            found = values == self.dtype.type(missing)
-            if found.any():
+            is_missing = values == self.dtype.type(missing)
+            if is_missing.any():
                 values = np.require(values, requirements="W")  # a copy of what is a map
-                values[found] = np.nan
+                values[is_missing] = np.nan
         return values
 
     def _may_pass(self, error: Exception) -> bool:

@@ -57,8 +57,8 @@ def sources_in(array: da.Array) -> list[Source]:
     """
     layers = getattr(array.dask, "layers", None)
     if layers is None:
-        found = source_of(array)
-        return [] if found is None else [found]
+        source = source_of(array)
+        return [] if source is None else [source]
     return [
         source
         for name, layer in layers.items()

@@ -76,9 +76,9 @@ class ZarrSource(Source):
                 status = file_status(self.path, name)
                 if array.shards is not None and status is not None and status.st_size == 0:
                     raise ValueError(f"the shard {name} is empty")
-        found = array[index]
+        values = array[index]
         # NumPy turns strings of any length into its own by way of objects alone.
-        return found.astype(object) if self.stored_dtype.kind == "T" else found
+        return values.astype(object) if self.stored_dtype.kind == "T" else values
 
     @printable_errors()
     def contents(self) -> Contents:
@@ -102,10 +102,10 @@ class ZarrSource(Source):
 def _opened(source: ZarrSource) -> Any:
     """Open the array behind a source, once a process."""
     array = _node(source.path, source.key)
-    found = (array.shape, array.dtype)
-    if found != (source.shape, source.stored_dtype):
+    actual = (array.shape, array.dtype)
+    if actual != (source.shape, source.stored_dtype):
         raise ValueError(
-            f"its shape and dtype are {found},"
+            f"its shape and dtype are {actual},"
             f" they were {(source.shape, source.stored_dtype)} when it was opened"
         )
     return array
@@ -185,8 +185,8 @@ def _of_xarray(array: Any) -> dict[str, Any]:
 
     Others write a fill value there for chunks that are not stored, which is no sign of no value.
     """
-    kept = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in array.attrs
-    return {"_FillValue": array.fill_value} if kept and array.fill_value is not None else {}
+    by_xarray = array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in array.attrs
+    return {"_FillValue": array.fill_value} if by_xarray and array.fill_value is not None else {}
 
 
 def _node(path: str, key: str | None) -> Any:

@@ -100,8 +100,8 @@ def contents_of_files(source: "ZarrSource", array: Any, most: int, fill: float) 
             absent = index.absent(os.path.join(source.path, name), status.st_size)
             start = [first for first, _ in place]
             missing += unwritten(absent, index.chunks, source.shape, start)
-    places = None if looked == chunks else (documents + chunks, documents + looked)
-    return contents_of(source, seen, places=places, missing=missing[:most], fill=fill)
+    file_counts = None if looked == chunks else (documents + chunks, documents + looked)
+    return contents_of(source, seen, file_counts=file_counts, missing=missing[:most], fill=fill)
 
 
 def contents_of_objects(source: "ZarrSource", array: Any, most: int, fill: float) -> Contents:
@@ -114,19 +114,19 @@ def contents_of_objects(source: "ZarrSource", array: Any, most: int, fill: float
     seen, names, missing = [], [], []
     for name in documents:
         info = listing.get(name) or {}
-        found = seen_object(name, info) or seen_object(name, _info(system, f"{root}/{name}"))
-        seen += [] if found is None else [found]
+        entry = seen_object(name, info) or seen_object(name, _info(system, f"{root}/{name}"))
+        seen += [] if entry is None else [entry]
     if source.metadata not in listing:  # nor does it tell which chunks there are
         if not seen and not system.exists(f"{root}/{source.metadata}"):
             raise FileNotFoundError(f"{source.name} is not there, or not to be reached")
-        places = (max(len(seen), 1) + chunks, len(seen))
-        return contents_of(source, seen, places=places, fill=fill)
+        file_counts = (max(len(seen), 1) + chunks, len(seen))
+        return contents_of(source, seen, file_counts=file_counts, fill=fill)
     for number in sample(counts, chunks):
         name = chunk_name(source, array, number)
         if name not in listing:
             missing.append(region(number, source.stored_chunks, source.shape))
-        elif (found := seen_object(name, listing[name])) is not None:
-            seen.append(found)
+        elif (entry := seen_object(name, listing[name])) is not None:
+            seen.append(entry)
         else:
             names.append(name)
     return contents_of(source, seen, names=names, missing=missing, fill=fill)
@@ -139,12 +139,12 @@ def _listing(system: Any, root: str, source: "ZarrSource") -> dict[str, dict[str
     """
     below = "/".join(filter(None, (root, source.key)))
     try:
-        found = system.find(below, detail=True)
+        objects = system.find(below, detail=True)
     except Exception as error:
         if _is_refusal(error):
             return {}
         raise
-    return {name.removeprefix(f"{root}/"): info for name, info in found.items()}
+    return {name.removeprefix(f"{root}/"): info for name, info in objects.items()}
 
 
 def _info(system: Any, name: str) -> dict[str, Any]:

@@ -34,18 +34,18 @@ def coordinate(name: str, key: Any, input: Any, target: Any) -> Any:
     """
     operands = [a for n, a in (("input", input), ("target", target)) if is_dataarray(n, a)]
     if operands and isinstance(key, str):
-        found = [array.coords[key] for array in operands if key in array.coords]
-        if not found:
+        coordinates = [array.coords[key] for array in operands if key in array.coords]
+        if not coordinates:
             names = format_names(dict.fromkeys(c for array in operands for c in array.coords))
             raise ValueError(
                 f"{name} must be a coordinate of input or target, {names}, an array, or a file as "
                 f"pathlib.Path, got {key!r}"
             )
-        if not found[0].variable.broadcast_equals(found[-1].variable):
+        if not coordinates[0].variable.broadcast_equals(coordinates[-1].variable):
             raise ValueError(
                 f"{name} is {key!r}, a coordinate that differs between input and target"
             )
-        key = found[0]
+        key = coordinates[0]
     if is_dataarray(name, key) and key.dtype.kind in "OT":
         values = np.asarray(key.values, object)
         if values.size and all(isinstance(value, str) for value in values.flat):
@@ -63,8 +63,8 @@ def resolve_dims(dim: Any, axis: Any, dataarrays: Arrays, all_dims: Dims, classe
     if dim is not None:
         if axis != (-1 if classes else None):
             raise ValueError(f"dim or axis must be given, not both, got {dim!r} and {axis!r}")
-        one = classes or isinstance(dim, str) or not isinstance(dim, Iterable)
-        chosen: Dims = (dim,) if one else tuple(dim)
+        is_single = classes or isinstance(dim, str) or not isinstance(dim, Iterable)
+        chosen: Dims = (dim,) if is_single else tuple(dim)
         if not all(d in all_dims for d in chosen):
             raise ValueError(
                 f"dim is {dim!r}; the dimensions of the operands are {format_names(all_dims)}"
@@ -79,13 +79,13 @@ def resolve_dims(dim: Any, axis: Any, dataarrays: Arrays, all_dims: Dims, classe
     resolve_axes(axis, max(array.ndim for array in dataarrays.values()))  # for its errors
     chosen = ()
     for number in axis if isinstance(axis, tuple) else (axis,):
-        found = {n: a.dims[number] for n, a in dataarrays.items() if -a.ndim <= number < a.ndim}
-        if len(set(found.values())) > 1:
-            dims = " and ".join(f"{d!r} of {name}" for name, d in found.items())
+        named = {n: a.dims[number] for n, a in dataarrays.items() if -a.ndim <= number < a.ndim}
+        if len(set(named.values())) > 1:
+            dims = " and ".join(f"{d!r} of {name}" for name, d in named.items())
             raise ValueError(
                 f"axis {number} is {dims}; give its name as dim, or transpose one of them"
             )
-        chosen += (*found.values(),)[:1]
+        chosen += (*named.values(),)[:1]
     return chosen
 
 

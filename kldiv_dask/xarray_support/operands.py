@@ -44,7 +44,7 @@ class Operands(NamedTuple):
         import xarray
 
         reduced = set(self.dims if axes is None else (self.dims[axis] for axis in axes))
-        kept = tuple(dim for dim in self.dims if dim not in reduced)
+        remaining = tuple(dim for dim in self.dims if dim not in reduced)
         first = self.dataarrays[0].coords
         # What labels a reduced dimension of one operand is no label of the whole result.
         gone = {
@@ -65,7 +65,7 @@ class Operands(NamedTuple):
             lambda *_: result,
             *arrays,
             input_core_dims=[array.dims for array in arrays],
-            output_core_dims=[kept if result.ndim == len(kept) else self.dims],
+            output_core_dims=[remaining if result.ndim == len(remaining) else self.dims],
             exclude_dims=reduced,
             join="exact",
             dask="allowed",
