@@ -34,9 +34,17 @@ class Reduction(NamedTuple):
     kind: Kind
     per_batch: bool
 
-    def divisor(self, numel: int, rows: int) -> int:
-        """Return what a sum of `numel` terms over `rows` batch rows is divided by."""
-        return (numel if self.kind == "mean" else 1) * (rows if self.per_batch else 1)
+    @property
+    def divides_by_numel(self) -> bool:
+        """Whether the number of terms matters to `divisor`."""
+        return self.kind == "mean"
+
+    def divisor(self, numel: Any, rows: Any = 1) -> Any:
+        """Return what a sum of `numel` terms over `rows` batch rows is divided by.
+
+        Of many sums, these are arrays of counts, or one count for all; so is what is returned.
+        """
+        return (numel if self.divides_by_numel else 1) * (rows if self.per_batch else 1)
 
 
 def legacy_reduction(size_average: Any, reduce: Any, *, stacklevel: int) -> Kind:

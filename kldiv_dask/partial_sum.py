@@ -74,19 +74,20 @@ def quotient(sums: Total, divisor: int, dtype: np.dtype[Any]) -> Any:
 
 
 def quotients(
-    partials: Partial, divisors: npt.NDArray[np.int64], dtype: np.dtype[Any]
+    partials: Partial, divisors: int | npt.NDArray[np.int64], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """Return what `quotient` does for each of many canonical partials, as an array.
 
-    `divisors` has a whole number for each.
+    `divisors` has a whole number for each, or is one for all.
     """
+    shape = partials.shape[:-1]
     partials = np.ascontiguousarray(partials).reshape(-1, SIZE)
-    flat = np.ascontiguousarray(divisors).reshape(-1)
+    flat = np.full(shape, divisors, np.int64).reshape(-1)
     if flat.max(initial=0) <= MAX_DIVISOR:
-        return round_quotients(partials, flat, dtype).reshape(divisors.shape)
+        return round_quotients(partials, flat, dtype).reshape(shape)
     pairs = zip(partials, flat.tolist(), strict=True)
     values = [quotient(total(partial), divisor, dtype) for partial, divisor in pairs]
-    return np.array(values, dtype).reshape(divisors.shape)
+    return np.array(values, dtype).reshape(shape)
 
 
 def round_ratio(numerator: int, denominator: int, dtype: np.dtype[Any]) -> Any:

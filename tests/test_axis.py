@@ -15,6 +15,7 @@ from kldiv_dask import kl_div, partial_sum
 from kldiv_dask.graph import blocks, tree
 from kldiv_dask.kernels.pointwise import PointwiseSpec
 from kldiv_dask.kernels.pointwise_rows import RowSums
+from kldiv_dask.options import Reduction
 from tests import reference
 from tests.helpers.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
 from tests.helpers.cases import Array, Shape, all_chunkings, dtype_of, slow_unless
@@ -319,7 +320,7 @@ def test_a_block_takes_less_than_a_mebibyte_beside_its_result(
     where = rng.random(shape) < 0.5
     spec = PointwiseSpec(np.dtype(dtype), False, False)
     options: dict[str, Any] = {"matching": (-2, -1), "masked": (-2, -1), "spec": spec}
-    options |= {"axes": (1,), "kind": "mean"}
+    options |= {"axes": (1,), "reduction": Reduction("mean", False)}
     blocks._sums(x[:1], t[:1], where[:1], **options)  # compiles
     for _ in range(3):  # the threads of a cluster for other tests allocate too, now and then
         tracemalloc.start()

@@ -244,13 +244,13 @@ def _resolved(
         pair = graph.gathered(pair, axes, stacklevel=stacklevel + 1)
     if len(axes) < pair.ndim and all(len(pair.chunks[axis]) == 1 for axis in axes):
         graph.fan_in(split_every, (1,) * pair.ndim)  # checks it, though nothing is merged
-        sums = graph.sums(pair, spec, axes, reduction.kind)
+        sums = graph.sums(pair, spec, axes, reduction)
         return sums if keepdims else graph.squeeze(sums, axes)
     merged = graph.tree_reduce(graph.partials(pair, spec, axes), split_every, axes)
     if len(axes) == pair.ndim:
         value = graph.finalize_scalar(merged, reduction, pair, spec.dtype)
         return value[(np.newaxis,) * pair.ndim] if keepdims else value
-    return graph.finalize_array(merged, reduction.kind, axes, spec.dtype, keepdims)
+    return graph.finalize_array(merged, reduction, axes, spec.dtype, keepdims)
 
 
 def _elementwise(pair: Pair, spec: PointwiseSpec, reduction: Reduction) -> da.Array:

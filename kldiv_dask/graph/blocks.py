@@ -15,7 +15,7 @@ from kldiv_dask.graph.stages import Function, stage
 from kldiv_dask.kernels import pointwise
 from kldiv_dask.kernels.pointwise import Chunk, Mask, PointwiseSpec
 from kldiv_dask.kernels.pointwise_rows import OUTPUTS, RowSums
-from kldiv_dask.options import Kind
+from kldiv_dask.options import Reduction
 from kldiv_dask.storage import check_maps
 
 Shape = tuple[int, ...]
@@ -133,7 +133,7 @@ def _sums(
     *,
     spec: PointwiseSpec,
     axes: Shape,
-    kind: Kind,
+    reduction: Reduction,
 ) -> Chunk:
     """Reduce some axes of a pair of chunks, which are whole in it, to length one."""
     sums = RowSums(input, target, where, axes, spec)
@@ -144,7 +144,8 @@ def _sums(
         accumulators = partials[: out.size]
         accumulators[...] = 0
         sums.add(accumulators, slices)
-        divisors = sums.included(slices) if kind == "mean" else np.ones(out.size, np.int64)
+        # Counting what a mask includes takes up to half as long as summing it.
+        divisors = reduction.divisor(sums.included(slices) if reduction.divides_by_numel else 0)
         out[...] = partial_sum.quotients(accumulators, divisors, spec.dtype).reshape(out.shape)
     return result.reshape(_reduced(shape, axes))
 
@@ -176,10 +177,10 @@ def partials(pair: Pair, spec: PointwiseSpec, axes: Shape) -> da.Array:
     )
 
 
-def sums(pair: Pair, spec: PointwiseSpec, axes: Shape, kind: Kind) -> da.Array:
+def sums(pair: Pair, spec: PointwiseSpec, axes: Shape, reduction: Reduction) -> da.Array:
     """Return sums or means along `axes`, which have one chunk each, as axes of length one."""
     chunks = _chunks(pair, axes)
-    return blockwise(_sums, pair, chunks, spec.dtype, spec=spec, axes=axes, kind=kind)
+    return blockwise(_sums, pair, chunks, spec.dtype, spec=spec, axes=axes, reduction=reduction)
 
 
 def _chunks(pair: Pair, axes: Shape) -> dict[int, Any]:

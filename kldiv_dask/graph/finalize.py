@@ -10,7 +10,7 @@ from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair
 from kldiv_dask.graph.batch_rows import included_batch_rows
 from kldiv_dask.graph.stages import stage
-from kldiv_dask.options import Kind, Reduction
+from kldiv_dask.options import Reduction
 
 
 @stage("finalized")
@@ -29,11 +29,9 @@ def _finalize(
 
 
 @stage("finalized")
-def _finalize_many(merged: partial_sum.Partial, kind: Kind, to: np.dtype[Any]) -> Any:
+def _finalize_many(merged: partial_sum.Partial, reduction: Reduction, to: np.dtype[Any]) -> Any:
     """Finalize a partial for each output, and leave an axis of length one in place of it."""
-    divisors = merged[..., partial_sum.NUMEL]
-    if kind == "sum":
-        divisors = np.ones_like(divisors)
+    divisors = reduction.divisor(merged[..., partial_sum.NUMEL])
     return partial_sum.quotients(merged, divisors, to)[..., None]
 
 
@@ -85,14 +83,18 @@ def finalize_scalar(
 
 
 def finalize_array(
-    merged: da.Array, kind: Kind, axes: tuple[int, ...], dtype: np.dtype[Any], keepdims: bool
+    merged: da.Array,
+    reduction: Reduction,
+    axes: tuple[int, ...],
+    dtype: np.dtype[Any],
+    keepdims: bool,
 ) -> da.Array:
     """Return the sums or means of many outputs, each rounded once to `dtype`."""
     last = merged.ndim - 1
     finalized = da.map_blocks(
         _finalize_many,
         merged,
-        kind=kind,
+        reduction=reduction,
         to=dtype,
         chunks=(*merged.chunks[:last], (1,)),
         dtype=dtype,
