@@ -36,10 +36,7 @@ def source_of(array: da.Array) -> Source | None:
         that were derived from it, or that were read, by ``persist``, and so may be older than what
         is stored.
     """
-    layers = getattr(array.dask, "layers", None)  # which array expressions do not have
-    if layers is not None and not isinstance(layers.get(array.name), Blockwise):
-        return None
-    return _SOURCES.get(array.name)
+    return _sources_of(array).get(array.name)
 
 
 def sources_in(array: da.Array) -> list[Source]:
@@ -55,12 +52,14 @@ def sources_in(array: da.Array) -> list[Source]:
     list of Source
         Those of `source_of` of the array itself, or of what it was derived from.
     """
+    return list(_sources_of(array).values())
+
+
+def _sources_of(array: da.Array) -> dict[str, Source]:
+    """Return the sources of an array and of what it was derived from, by the names of arrays."""
     layers = getattr(array.dask, "layers", None)
-    if layers is None:
-        source = source_of(array)
-        return [] if source is None else [source]
-    return [
-        source
-        for name, layer in layers.items()
-        if isinstance(layer, Blockwise) and (source := _SOURCES.get(name)) is not None
-    ]
+    if layers is None:  # an array expression, of which only the name is known
+        names = [array.name]
+    else:  # what was computed, by `persist`, is no Blockwise
+        names = [name for name, layer in layers.items() if isinstance(layer, Blockwise)]
+    return {name: source for name in names if (source := _SOURCES.get(name)) is not None}
