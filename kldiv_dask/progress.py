@@ -1,10 +1,11 @@
 """The progress of long computations: a line on stderr, or updates for a callable."""
 
-import math
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
+
+from dask.utils import format_time
 
 
 class ProgressUpdate(NamedTuple):
@@ -12,7 +13,7 @@ class ProgressUpdate(NamedTuple):
 
     Examples
     --------
-    >>> ProgressUpdate(1, 4, "positions", " 25%, 8 positions/s, 1 s left").unit
+    >>> ProgressUpdate(1, 4, "positions", " 25%, 8 positions/s, 375.00 ms left").unit
     'positions'
     """
 
@@ -103,18 +104,13 @@ def counter(callback: ProgressCallback, total: int, unit: str) -> Callable[[int]
 
 
 def describe(done: int, total: int, unit: str, rate: float) -> str:
-    """Return the fraction that is done, the rate in units per second, and the time left.
+    """Return the fraction that is done, the rate in units per second, and the time left, if any.
 
     Examples
     --------
     >>> describe(25, 100, "positions", 1.5)
-    ' 25%, 2 positions/s, 50 s left'
+    ' 25%, 2 positions/s, 50.00 s left'
     """
-    seconds = (total - done) / rate if rate else math.inf
-    return f"{done / max(total, 1):4.0%}, {rate:,.0f} {unit}/s, {_duration(seconds)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    words = f"{done / max(total, 1):4.0%}, {rate:,.0f} {unit}/s"
+    left = total - done
+    return f"{words}, {format_time(left / rate)} left" if left and rate else words

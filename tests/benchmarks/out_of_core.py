@@ -15,6 +15,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.utils import format_bytes, format_time
 from distributed import Client, LocalCluster
 
 import kldiv_dask
@@ -86,10 +87,10 @@ def main() -> None:
         run = reduce_pair(paths, limit)
         small = kldiv_dask.open_pair(*paths, chunks=(CHUNK_ROWS, CLASSES))
         again = kldiv_dask.kl_div(*small, reduction="sum").compute(scheduler="threads")
-    print(f"data          {run.data_bytes / 2**30:.2f} GiB")
-    print(f"worker limit  {limit / 2**30:.2f} GiB")
-    print(f"worker peak   {run.peak_bytes / 2**30:.2f} GiB")
-    print(f"time          {run.seconds:.1f} s")
+    print(f"data          {format_bytes(run.data_bytes)}")
+    print(f"worker limit  {format_bytes(limit)}")
+    print(f"worker peak   {format_bytes(run.peak_bytes)}")
+    print(f"time          {format_time(run.seconds)}")
     print(f"sum           {run.value} (other chunks: {again})")
     if run.peak_bytes >= limit or run.value != again:
         raise SystemExit("the worker's peak is over its limit, or the result depends on the chunks")
