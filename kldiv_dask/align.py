@@ -67,7 +67,7 @@ def as_dask(input: Any, target: Any) -> tuple[da.Array, da.Array]:
     """Turn the operands into Dask arrays; one that is not yet takes the other's chunks."""
     arrays = [as_array(name, a) for name, a in (("input", input), ("target", target))]
     check_floats(*arrays)
-    arrays = [as_read(a) for a in arrays]
+    arrays = [as_read(name, a) for name, a in zip(("input", "target"), arrays, strict=True)]
     lazy = [a for a in arrays if isinstance(a, da.Array)]
     if lazy:
         shape, chunks = lazy[0].shape, lazy[0].chunks

@@ -39,11 +39,19 @@ def as_array(name: str, operand: Any) -> Any:
         raise type(error)(f"{name} must be an array, got a {kind}: {error}") from error
 
 
-def as_read(array: Any) -> Any:
+def as_read(name: str, array: Any) -> Any:
     """Give an array the type that its numbers have as soon as they are read."""
     dtype = array.dtype
     read = dtype_read(dtype)
-    return array if read is dtype else array.astype(read)
+    if read is dtype:
+        return array
+    if isinstance(array, da.Array):  # workers would wait for its blocks for ever
+        raise TypeError(
+            f"{name} must not be a Dask array of {dtype}, whose blocks Distributed can't move; "
+            "pass the NumPy array, open the file by its path, or make the Dask array of what "
+            f"array.astype('{read}') gives"
+        )
+    return array.astype(read)
 
 
 def is_stored(operand: Any) -> bool:

@@ -39,7 +39,8 @@ TABLE = {
     row.name: row
     for row in (
         FloatType("float8_e4m3fn", 8, 4, -9, "F8_E4M3", "u1", in_numpy=False, is_result=False),
-        # Distributed can't move arrays of this type: NumPy does not read what its `str` is.
+        # Distributed can't move arrays of this type: NumPy does not read what its `str` is. A
+        # serializer of ours would have to be in workers before they import this package.
         FloatType("float8_e5m2", 8, 3, -16, "F8_E5M2", "", False, False, read_as="float32"),
         FloatType("float16", 16, 11, -24, "F16", "u2", in_numpy=True, is_result=True),
         FloatType("bfloat16", 16, 8, -133, "BF16", "i2", in_numpy=False, is_result=True),

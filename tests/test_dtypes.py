@@ -3,6 +3,7 @@
 import itertools
 import sys
 import warnings
+from functools import partial
 
 import dask
 import dask.array as da
@@ -194,7 +195,7 @@ def test_chunks_do_not_matter(name):
     plain = kl_div(*wide(x, t), log_target=True, reduction="sum").compute()
     logits = kl_div_with_logits(*wide(x, t), where=where, reduction="sum").compute()
     for chunks in ((6, 8, 40), (2, 3, 40), (1, 8, 7), ((1, 5), (4, 4), (33, 7))):
-        a, b = da.from_array(x, chunks=chunks), da.from_array(t, chunks=chunks)
+        a, b = (da.from_array(movable(array), chunks=chunks) for array in (x, t))
         equal(kl_div(a, b, log_target=True, reduction="sum").compute(), plain)
         found = kl_div_with_logits(a, b, where=where, reduction="sum").compute()
         np.testing.assert_allclose(found, logits, rtol=1e-6)
@@ -285,6 +286,41 @@ def test_npy_has_no_such_types(tmp_path, name, message):
     np.save(tmp_path / "x.npy", every(name))
     with pytest.raises((TypeError, ValueError), match=message):
         open_array(tmp_path / "x.npy")
+
+
+def movable(array):
+    """The same numbers in a type that Distributed can move."""
+    return array.astype(np.float32) if array.dtype.name == "float8_e5m2" else array
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        partial(kl_div, reduction="sum"),
+        kl_div_summary,
+        kl_div_with_logits,
+        evaluate,
+        KLDivergence("logits").update,
+    ],
+)
+def test_dask_arrays_that_distributed_cant_move_are_refused(compute):
+    x = every("float8_e5m2").reshape(16, 16)
+    message = "must not be a Dask array of float8_e5m2, .* make the Dask array of what array.astype"
+    for name, pair in (("input", (da.from_array(x), x)), ("target", (x, da.from_array(x)))):
+        with pytest.raises(TypeError, match=f"^{name} {message}"):
+            compute(*pair)
+
+
+@each_float8
+def test_dask_arrays_on_a_cluster(client, name):
+    """By the way out that the error names."""
+    x, t = numbers(name)
+    pair = [da.from_array(movable(a), chunks=(2, 3, 40)) for a in (x, t)]
+    found = kl_div(*pair, log_target=True, reduction="sum")
+    equal(
+        client.compute(found).result(timeout=60),
+        kl_div(*wide(x, t), log_target=True, reduction="sum").compute(),
+    )
 
 
 @pytest.mark.parametrize("chunks", [(2, 3, 40), (3, 2, 20)])

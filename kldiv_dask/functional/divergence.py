@@ -80,8 +80,9 @@ def kl_div(
     dtype : dtype_like, optional
         Floating type of the computation and the result, to which both operands are cast. By
         default the wider of the operands' types, float32 where both are float8; a 0-d operand does
-        not widen an array. float8_e5m2 counts as float32, which it becomes when it is read. Terms
-        of types narrower than float32 are computed in float32.
+        not widen an array. float8_e5m2 counts as float32, which it becomes when it is read; Dask
+        arrays of it are refused, as Distributed can't move them. Terms of types narrower than
+        float32 are computed in float32.
     zero_safe : bool
         Whether a zero target (0, or -inf with `log_target`) contributes 0 also where `input` is
         infinite. By default it contributes NaN there, as in torch.

@@ -83,8 +83,9 @@ def kl_div_with_logits(
     numpy.exceptions.AxisError
         `axis` is out of bounds.
     TypeError
-        An operand or `dtype` is not of a supported floating type, `axis` is not an integer,
-        `where` is neither boolean nor of integers, or an operand is a Dataset.
+        An operand or `dtype` is not of a supported floating type, an operand is a Dask array of
+        float8_e5m2, `axis` is not an integer, `where` is neither boolean nor of integers, or an
+        operand is a Dataset.
 
     Warns
     -----
