@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         kl_div_with_logits,
         kl_div_with_logits_summary,
     )
+    from kldiv_dask.progress import ProgressUpdate
     from kldiv_dask.storage import ChunkReadError, open_array, open_pair
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "KLDivLoss",
     "KLDivSummary",
     "KLDivergence",
+    "ProgressUpdate",
     "compare",
     "evaluate",
     "kl_div",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _LAYERS = {
+    "progress": ("ProgressUpdate",),
     "storage": ("ChunkReadError", "open_array", "open_pair"),
     "evaluation": (
         "Comparison",

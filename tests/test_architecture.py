@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 
 # From the top down: imports only point to layers below.
 LAYERS = {
-    "__init__": Layer("evaluation functional storage config"),
+    "__init__": Layer("evaluation functional storage config progress"),
     "cli": Layer(
         "evaluation functional report options progress storage versions dtypes",
         "click distributed",  # the plugin in cli/warmup, which is imported on use

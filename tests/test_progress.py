@@ -6,8 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from kldiv_dask import evaluate, kl_div_summary
-from kldiv_dask.progress import ProgressUpdate
+from kldiv_dask import ProgressUpdate, evaluate, kl_div_summary
 
 X = np.log(np.random.default_rng(0).dirichlet(np.ones(5), (6, 4)))
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import kldiv_dask
+
 ROOT = Path(__file__).parents[1]
 JUPYTER = ROOT / "deploy" / "jupyter" / "README.md"
 TESTS = "pytest"  # what the command that runs them ends with
@@ -64,6 +66,12 @@ def test_paths_exist():
     listed = re.findall(r"^  (\S+)  ", guide.split("## Where things are")[1], re.MULTILINE)
     assert listed
     assert [name for name in listed if not (ROOT / "kldiv_dask" / name).exists()] == []
+
+
+def test_the_table_of_functions_has_every_public_name():
+    text = (ROOT / "README.md").read_text().split("## Which function for what")[1]
+    table = text.strip().partition("\n\n")[0]
+    assert set(kldiv_dask.__all__) <= set(re.findall(r"`(\w+)`", table))
 
 
 # In a fresh checkout and environment

@@ -108,9 +108,9 @@ def evaluate(
         None to show a line on stderr if that is a terminal or the output of a notebook, True to
         show it in any case, False for none. The line has the size of what is left to read; then,
         after each slab, the fraction that is done, the rate, the time that is left, and the mean
-        with the half-width of its confidence interval. A callable is called instead with an object
-        that has ``done`` and ``total`` positions, the ``unit`` ``'positions'``, and the line as
-        ``text``.
+        with the half-width of its confidence interval. A callable is called instead with each
+        `ProgressUpdate`: ``done`` and ``total`` positions, the ``unit`` ``'positions'``, and the
+        line as ``text``.
     scheduler : str or distributed.Client, optional
         As for `dask.compute`.
 

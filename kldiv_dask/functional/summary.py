@@ -124,10 +124,10 @@ class LazySummary(DaskMethodsMixin):  # type: ignore[misc]
         progress : bool, callable or None
             None to show a line on stderr if that is a terminal or the output of a notebook, True to
             show it in any case, False for none. The line has the fraction that is done, the rate
-            and the time that is left. A callable is called instead with an object that has ``done``
-            and ``total`` pairs of chunks, the ``unit`` ``'pairs of chunks'``, and the line as
-            ``text``. With a line or a callable, fewer pairs are walked too, in slabs of a sixteenth
-            of them but at least 256.
+            and the time that is left. A callable is called instead with each
+            `ProgressUpdate`: ``done`` and ``total`` pairs of chunks, the ``unit`` ``'pairs of
+            chunks'``, and the line as ``text``. With a line or a callable, fewer pairs are walked
+            too, in slabs of a sixteenth of them but at least 256.
         **kwargs
             Passed on to `dask.compute`, such as ``scheduler``.
 
