@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,13 @@ def test_paths_exist():
     assert linked
     assert [path for path in linked if not (ROOT / path).exists()] == []
     assert ".github/report.png" in linked
+    # Those who unpack a source distribution follow them too.
+    sdist = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    kept = sdist["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    kept += ["/pyproject.toml", "/LICENSE"]  # which hatchling always takes
+    for path in linked:
+        parents = [path, *map(str, Path(path).parents)]
+        assert any(fnmatch(f"/{part}", name) for part in parents for name in kept), path
     guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
     listed = re.findall(r"^  (\S+)  ", guide.split("## Where things are")[1], re.MULTILINE)
     assert listed
