@@ -17,13 +17,23 @@ from kldiv_dask.kernels.pointwise import PointwiseSpec
 from kldiv_dask.kernels.pointwise_rows import RowSums
 from kldiv_dask.options import Reduction
 from tests import reference
-from tests.helpers.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
-from tests.helpers.cases import Array, Shape, all_chunkings, dtype_of, slow_unless
+from tests.helpers.bits import (
+    SOME_TYPES,
+    SORTS,
+    TYPES,
+    assert_same_bits,
+    by_dtype,
+    by_type,
+    known,
+    lazily,
+    operands,
+    terms_of,
+)
+from tests.helpers.cases import Array, Shape, all_chunkings, dtype_of, slow_unless, some_slow
 from tests.test_bits import LAYOUTS, Source, cut
 from tests.test_graph import random_pair, refuse, stages, stored_pair
 from tests.test_operands import filtered, without_expressions
 
-TYPES = list(itertools.product(FLOATS, (False, True)))  # (type of both operands, log_target)
 SMALL: list[tuple[Shape, Shape]] = [
     ((5,), (5,)),
     ((4, 3), (4, 3)),
@@ -31,6 +41,8 @@ SMALL: list[tuple[Shape, Shape]] = [
     ((3,), (3, 3)),
     ((2, 3), ()),
 ]
+LENGTHS = [1, 2, 3, 11, 12, 13, 255, 256, 257, 511, 512, 513, 1300]
+SOME_SORTS = ("wide", "subnormal", "infinite")
 KINDS = list(itertools.product(("sum", "mean"), (False, True)))  # (reduction, keepdims)
 
 pytestmark = pytest.mark.filterwarnings("ignore:reduction='mean' divides:UserWarning")
@@ -51,8 +63,7 @@ def wanted(terms: Array, dtype: str, reduction: str, axis: Any, keepdims: bool) 
 # Bits
 
 
-# A kernel for each takes seconds to compile.
-@pytest.mark.parametrize(("dtype", "log_target"), slow_unless(TYPES[::3], TYPES))
+@by_type
 def test_every_chunking(dtype: str, log_target: bool) -> None:
     """Each chunking of each small shape, with one axis, sort of data and of sum after the other."""
     lazy, results = [], []
@@ -78,7 +89,7 @@ def test_every_chunking(dtype: str, log_target: bool) -> None:
         assert (promised.shape, promised.dtype) == (got.shape, got.dtype), context
 
 
-@pytest.mark.parametrize(("dtype", "log_target"), slow_unless(TYPES[::3], TYPES))
+@by_type
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_every_axis(dtype: str, log_target: bool, reduction: str) -> None:
     shapes = (3, 1, 4), (2, 1)
@@ -93,29 +104,36 @@ def test_every_axis(dtype: str, log_target: bool, reduction: str) -> None:
             assert_same_bits(got.compute(scheduler="synchronous"), result, along)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 11, 12, 13, 255, 256, 257, 511, 512, 513, 1300])
-@pytest.mark.parametrize("sort", ["wide", "subnormal", "infinite"])
-def test_rows_of_every_length(sort: str, length: int) -> None:
+@by_dtype
+@pytest.mark.parametrize(
+    ("sort", "length"),
+    slow_unless(
+        zip(itertools.cycle(SOME_SORTS), LENGTHS, strict=False),
+        itertools.product(SOME_SORTS, LENGTHS),
+    ),
+)
+def test_rows_of_every_length(sort: str, length: int, dtype: str) -> None:
     """Rows that begin and end anywhere in a tile, and many states side by side."""
     rng = np.random.default_rng(length)
     shape = (1100 if length < 20 else 23, length)
-    for dtype, log_target in TYPES[length % 2 :: 2]:
-        x, t = operands(sort, (shape, shape), dtype, log_target)
-        terms = terms_of(x, t, log_target=log_target)
-        for layout in ("C", "Fortran"):
-            pair = [da.from_array(Source(a, LAYOUTS[layout]), chunks=shape) for a in (x, t)]
-            got = kl_div(*pair, reduction="sum", axis=1, log_target=log_target)
-            some = rng.integers(0, shape[0], 23)
-            result = wanted(terms[some], dtype, "sum", 1, False)
-            assert_same_bits(got.compute(scheduler="synchronous")[some], result, layout)
+    log_target = length % 2 == 1
+    x, t = operands(sort, (shape, shape), dtype, log_target)
+    terms = terms_of(x, t, log_target=log_target)
+    for layout in ("C", "Fortran"):
+        pair = [da.from_array(Source(a, LAYOUTS[layout]), chunks=shape) for a in (x, t)]
+        got = kl_div(*pair, reduction="sum", axis=1, log_target=log_target)
+        some = rng.integers(0, shape[0], 23)
+        result = wanted(terms[some], dtype, "sum", 1, False)
+        assert_same_bits(got.compute(scheduler="synchronous")[some], result, layout)
 
 
+@pytest.mark.parametrize("types", some_slow(SOME_TYPES, TYPES))
 @pytest.mark.parametrize("sort", SORTS)
-def test_large_arrays(sort: str) -> None:
+def test_large_arrays(sort: str, types: list[tuple[str, bool]]) -> None:
     """Cut anywhere and merged in any tree: whatever is cut, the bits are those of one chunk."""
     rng = np.random.default_rng(SORTS.index(sort))
     lazy, results = [], []
-    for index, (dtype, log_target) in enumerate(TYPES):
+    for index, (dtype, log_target) in enumerate(types):
         shapes = [((37, 700), (37, 700)), ((5, 60, 41), (60, 1)), ((700, 37), (37,))][index % 3]
         options = {"log_target": log_target, "zero_safe": index % 2 == 0}
         x, t = operands(sort, shapes, dtype, log_target)
@@ -129,7 +147,7 @@ def test_large_arrays(sort: str) -> None:
         assert_same_bits(got, result)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@by_dtype
 def test_layouts(dtype: str) -> None:
     """Every layout of one operand with every layout of the other, along either axis."""
     shape = (67, 300)
@@ -307,10 +325,18 @@ def test_unknown_chunk_sizes() -> None:
 
 # Memory
 
+LARGE = [(2**20, 2), (1024, 2048), (3, 2**20)]
+SOME_LAYOUTS = ("C", "Fortran", "strided")
 
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
-@pytest.mark.parametrize("shape", [(2**20, 2), (1024, 2048), (3, 2**20)])
-@pytest.mark.parametrize("layout", ["C", "Fortran", "strided"])
+
+@pytest.mark.parametrize("dtype", some_slow("float64", "float16"))
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    slow_unless(
+        zip(LARGE, SOME_LAYOUTS, strict=True),
+        itertools.product(LARGE, SOME_LAYOUTS),
+    ),
+)
 def test_a_block_takes_less_than_a_mebibyte_beside_its_result(
     shape: Shape, layout: str, dtype: str
 ) -> None:

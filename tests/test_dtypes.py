@@ -22,11 +22,12 @@ from kldiv_dask import (
 )
 from kldiv_dask.dtypes import OPERANDS, RESULTS, TABLE, dtype_called, named_dtype
 from kldiv_dask.evaluation.operands import MOST_TOLERANCE, tolerance
-from tests.helpers.cases import slow_unless
+from tests.helpers.cases import slow_unless, some_slow
 from tests.test_safetensors import save
 
 FLOAT8 = [name for name, row in TABLE.items() if row.bits == 8]
 each_float8 = pytest.mark.parametrize("name", FLOAT8)
+one_float8 = pytest.mark.parametrize("name", some_slow(*FLOAT8))
 
 
 def every(name):
@@ -113,7 +114,7 @@ CASES = list(itertools.product(FLOAT8, [False, True], [False, True]))
 
 @pytest.mark.parametrize(
     ("name", "log_target", "zero_safe"),
-    slow_unless([(name, False, False) for name in FLOAT8], CASES),
+    slow_unless(CASES[:1], CASES),
 )
 def test_every_pair_of_numbers(name, log_target, zero_safe):
     pair = every_pair(name)
@@ -134,7 +135,7 @@ def test_every_pair_of_numbers(name, log_target, zero_safe):
         )
 
 
-@each_float8
+@one_float8
 def test_every_pair_of_logits(name):
     """As two classes, beside one of 0: 2**16 positions."""
     pair = [a.reshape(-1) for a in every_pair(name)]
@@ -146,7 +147,7 @@ def test_every_pair_of_logits(name):
         equal(found, kl_div_with_logits(*wide(x, t), reduction="none", **options).compute())
 
 
-@each_float8
+@one_float8
 @pytest.mark.filterwarnings("ignore::kldiv_dask.EvaluationWarning")
 def test_every_pair_is_evaluated(name):
     pair = [a.reshape(-1) for a in every_pair(name)]
@@ -188,7 +189,7 @@ def test_types_of_results(others):
     assert kl_div(x, t[0, 0, 0], reduction="sum").dtype.name == "float32"
 
 
-@each_float8
+@one_float8
 def test_chunks_do_not_matter(name):
     x, t = numbers(name)
     where = np.arange(48).reshape(6, 8) % 3 > 0
@@ -206,7 +207,7 @@ def test_chunks_do_not_matter(name):
         )
 
 
-@each_float8
+@one_float8
 def test_accumulators_and_summaries(name):
     x, t = numbers(name)
     found, wanted = KLDivergence("logits"), KLDivergence("logits")
@@ -323,8 +324,16 @@ def test_dask_arrays_on_a_cluster(client, name):
     )
 
 
-@pytest.mark.parametrize("chunks", [(2, 3, 40), (3, 2, 20)])
-@each_float8
+CHUNKS = [(3, 2, 20), (2, 3, 40)]
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks"),
+    slow_unless(
+        zip(FLOAT8, CHUNKS, strict=True),
+        itertools.product(FLOAT8, CHUNKS),
+    ),
+)
 def test_on_a_cluster(tmp_path, client, name, chunks):
     """Distributed can't move float8_e5m2, which waits for ever."""
     path = tmp_path / "x.safetensors"

@@ -31,6 +31,8 @@ from tests.helpers.cases import (
     narrow,
     operand_chunks,
     random_chunking,
+    slow_unless,
+    some_slow,
 )
 from tests.reference_logits import divergence
 from tests.test_bits import LAYOUTS, Source
@@ -156,7 +158,7 @@ def test_every_sort_of_class() -> None:
 # Chunks
 
 
-@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("types", some_slow(*TYPES[2:], *TYPES[:2]))
 def test_every_chunking(types: tuple[str, str]) -> None:
     sorts = itertools.cycle(SORTS)
     for shape in [(4,), (3, 2), (2, 1, 2)]:
@@ -233,7 +235,7 @@ def test_cluster(client: Client) -> None:
     np.testing.assert_allclose(got, positions(x, t, 3), rtol=1e-6)
 
 
-@pytest.mark.parametrize("types", TYPES[:4])
+@pytest.mark.parametrize("types", some_slow(TYPES[2], TYPES[3], *TYPES[:2]))
 def test_layouts(types: tuple[str, str]) -> None:
     x, t = operands("masked", ((261, 83),) * 2, types)
     values, dtype = positions(x, t), result_type(x, t)
@@ -284,14 +286,16 @@ def test_class_axis(shapes: tuple[Shape, Shape]) -> None:
             check(values, x.dtype, *(np.moveaxis(a, -1, place) for a in (x, t)), axis=axis)
 
 
+# (types of the operands, dtype, type of the result)
 DTYPES = [
     *((types, None, "float64" if "float64" in types else "float32") for types in TYPES),
     (("float32", "bfloat16"), None, "float32"),
     *((types, dtype, dtype) for types in TYPES[2:4] for dtype in FLOATS),
 ]
+SOME_DTYPES = [*DTYPES[:4:2], (TYPES[2], "float64", "float64"), (TYPES[3], "float16", "float16")]
 
 
-@pytest.mark.parametrize(("types", "dtype", "result"), DTYPES)
+@pytest.mark.parametrize(("types", "dtype", "result"), slow_unless(SOME_DTYPES, DTYPES))
 def test_types(types: tuple[str, str], dtype: str | None, result: str) -> None:
     x, t = operands("usual", ((4, 7), (7,)), types)
     values = positions(x, t, dtype=None if dtype is None else dtype_of(dtype))

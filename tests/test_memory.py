@@ -9,6 +9,7 @@ import pytest
 from kldiv_dask import kl_div, open_pair, partial_sum
 from kldiv_dask.kernels import pointwise
 from tests.benchmarks import out_of_core
+from tests.helpers.bits import by_type
 
 LAYOUTS = {
     "contiguous": lambda a: a,
@@ -21,8 +22,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("log_target", [False, True])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@by_type
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_block_takes_less_than_a_mebibyte(layout, dtype, log_target):
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import pytest
 from kldiv_dask import partial_sum
 from kldiv_dask.kernels import pointwise
 from kldiv_dask.kernels.stored_floats import as_stored, narrow, widen
-from tests.helpers.cases import dtype_of, special_grid
+from tests.helpers.cases import dtype_of, some_slow, special_grid
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 
@@ -87,9 +87,7 @@ def digests(cases):
     return [digest(dtype_of(name), bool(log)) for name, log in cases]
 
 
-@pytest.mark.parametrize(
-    "cases", [[("float32", 0), ("float64", 1)], pytest.param(ALL, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("cases", some_slow([("float64", 1)], ALL))
 def test_no_bit_depends_on_the_processor(cases):
     """The generic one has neither AVX nor fused multiply-adds."""
     program = f"from tests.test_stored import digests; print(digests({cases!r}))"

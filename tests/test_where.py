@@ -11,14 +11,33 @@ from distributed import Client
 
 from kldiv_dask import kl_div, kl_div_summary
 from tests import reference
-from tests.helpers.bits import FLOATS, SORTS, assert_same_bits, known, lazily, operands, terms_of
-from tests.helpers.cases import REDUCTIONS, Array, Shape, all_chunkings, dtype_of, random_chunking
+from tests.helpers.bits import (
+    FLOATS,
+    SOME_TYPES,
+    SORTS,
+    assert_same_bits,
+    by_dtype,
+    known,
+    lazily,
+    operands,
+    terms_of,
+)
+from tests.helpers.cases import (
+    REDUCTIONS,
+    Array,
+    Shape,
+    all_chunkings,
+    dtype_of,
+    random_chunking,
+    slow_unless,
+)
 from tests.test_bits import LAYOUTS, Source, cut
 from tests.test_graph import Counting, random_pair, refuse, stages
 from tests.test_operands import EXPRESSIONS, OPERANDS, filtered, without_expressions
 
 # (type of both operands, log_target)
 TYPES = [("float16", True), ("bfloat16", False), ("float32", False), ("float64", True)]
+by_type = pytest.mark.parametrize(("dtype", "log_target"), slow_unless(SOME_TYPES, TYPES))
 SHAPES: list[tuple[Shape, Shape]] = [
     ((), ()),
     ((5,), (5,)),
@@ -65,8 +84,13 @@ def lazy_mask(rng: np.random.Generator, where: Array) -> Any:
 # Values
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize(
+    ("shapes", "reduction"),
+    slow_unless(
+        zip(SHAPES, itertools.cycle(REDUCTIONS), strict=False),
+        itertools.product(SHAPES, REDUCTIONS),
+    ),
+)
 def test_masks_of_every_shape(shapes: tuple[Shape, Shape], reduction: str) -> None:
     """Sums and means, which differ in the divisor alone, have each half of what has an axis."""
     rng = np.random.default_rng(SHAPES.index(shapes))
@@ -94,7 +118,7 @@ def test_masks_of_every_shape(shapes: tuple[Shape, Shape], reduction: str) -> No
         assert promised.shape == got.shape, context
 
 
-@pytest.mark.parametrize(("dtype", "log_target"), TYPES)
+@by_type
 def test_every_chunking(dtype: str, log_target: bool) -> None:
     """With the other arguments taking turns."""
     rng = np.random.default_rng(TYPES.index((dtype, log_target)))
@@ -116,7 +140,7 @@ def test_every_chunking(dtype: str, log_target: bool) -> None:
         assert_same_bits(got, result, *context)
 
 
-@pytest.mark.parametrize(("dtype", "log_target"), TYPES)
+@by_type
 def test_masks_of_many_tiles(dtype: str, log_target: bool) -> None:
     """Of every layout and density."""
     rng = np.random.default_rng(3)
@@ -188,7 +212,7 @@ def test_masks_of_any_library(name: str, tmp_path: Any) -> None:
     assert_same_bits(got.compute(), wanted(terms_of(x, t), x, "float64", "sum", where=where))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@by_dtype
 def test_summary(dtype: str) -> None:
     """Each type has a quarter of all combinations, with any two of the other axes in full."""
     rng = np.random.default_rng(2)

@@ -1,10 +1,12 @@
 """Data that sum badly, what they should sum to, and what it means to be the same."""
 
 import functools
+import itertools
 from typing import Any
 
 import dask.array as da
 import numpy as np
+import pytest
 
 from kldiv_dask import kl_div
 from tests import reference
@@ -18,12 +20,19 @@ from tests.helpers.cases import (
     narrow,
     operand_chunks,
     probabilities,
+    slow_unless,
+    some_slow,
     special_values,
 )
 
 FLOATS = (*cases.FLOATS, "bfloat16")
 REDUCED = ("sum", "mean", "batchmean")
 SORTS = ("usual", "wide", "canceling", "subnormal", "infinite", "masked", "special")
+TYPES = list(itertools.product(FLOATS, (False, True)))  # (type of both operands, log_target)
+# Each takes kernels of its own, so that most are slow.
+SOME_TYPES = [("float32", False), ("float64", True)]
+by_dtype = pytest.mark.parametrize("dtype", some_slow("float32", "float64", "float16", "bfloat16"))
+by_type = pytest.mark.parametrize(("dtype", "log_target"), slow_unless(SOME_TYPES, TYPES))
 
 
 def operands(

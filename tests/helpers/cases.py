@@ -105,6 +105,11 @@ def canceling(
     return x, np.full_like(x, 0.0 if log_target else 1.0)
 
 
+def some_slow(first: Any, *rest: Any) -> list[Any]:
+    """Values of a parameter of a test, of which only the first runs where slow tests do not."""
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in rest)]
+
+
 def slow_unless(usual: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
     """Cases of a test, of which only the usual ones run where slow tests do not."""
     usual, cases = list(usual), list(cases)
