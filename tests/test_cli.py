@@ -294,6 +294,7 @@ def test_a_file_that_the_workers_do_not_have(client, pair):
     assert line.startswith(f"Error: on a worker, {x} [0:40, 0:50] could not be read: FileNotFound")
 
 
+@pytest.mark.slow
 def test_workers_that_die(endless):
     command = "kldiv-dask", "compute", *endless, "--workers", "1"
     once = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
@@ -306,6 +307,7 @@ def test_workers_that_die(endless):
     assert process.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_late_and_goes_away(endless):
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as remote:
         address = remote.scheduler_address

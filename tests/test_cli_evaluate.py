@@ -191,6 +191,7 @@ def test_arrays_in_one_group_and_a_checkpoint_of_them(client, on, capsys):
     assert "--adopt compares some of them and goes on; --no-resume starts over" in line
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_on_from_there(client, on, long, capsys):
     """What was done is not done again."""
     arguments = *long, "--checkpoint", "out/run.ckpt", "--json", "out/a.json"
@@ -224,6 +225,7 @@ def provenance():
     return strict("out/a.json")["provenance"]
 
 
+@pytest.mark.slow
 def test_adopting_a_checkpoint(client, on, long, capsys):
     """Of files that were touched, it is taken over once some of it has been compared."""
     arguments = *long, "--checkpoint", "out/run.ckpt", "--json", "out/a.json", *on

@@ -71,6 +71,7 @@ def cache_files(site):
     return sorted(site.rglob("*.nb?"))
 
 
+@pytest.mark.slow
 def test_the_second_process_compiles_nothing(installed):
     """Unless the cache is damaged, or a kernel's source is another, which is another kernel."""
     assert finish(start(installed)) > 0
@@ -89,6 +90,7 @@ def test_the_second_process_compiles_nothing(installed):
     assert finish(changed) > 0
 
 
+@pytest.mark.slow
 def test_a_read_only_install_without_a_home(installed):
     """HOME lies in the same tree, so there is no place at all to keep kernels."""
     if os.geteuid() == 0:  # no permission stops root, so the file system has to
@@ -157,6 +159,7 @@ def add_one(values):
         values[i] += 1
 
 
+@pytest.mark.slow
 def test_kernels_count_no_references(monkeypatch):
     from kldiv_dask.kernels import softmax_kl
 

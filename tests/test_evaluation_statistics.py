@@ -1,5 +1,6 @@
 """From states to numbers: quantiles, Student's t, clustered errors, comparisons and merges."""
 
+import itertools
 import json
 import math
 
@@ -13,6 +14,7 @@ from kldiv_dask.statistics import sketch, state
 from kldiv_dask.statistics.distribution import PROBABILITIES
 from kldiv_dask.statistics.intervals import clustered, interval, p_value
 from tests import reference_evaluation as reference
+from tests.helpers.cases import slow_unless
 from tests.test_evaluation import check_by_position, same_bits
 
 
@@ -377,8 +379,10 @@ def test_json(tmp_path):
 # Too many cells
 
 
-@pytest.mark.parametrize("groups", [1, 3, 20])
-@pytest.mark.parametrize("limit", [4, 16])
+@pytest.mark.parametrize(
+    ("limit", "groups"),
+    slow_unless([(4, 3), (16, 20)], itertools.product([4, 16], [1, 3, 20])),
+)
 def test_halvings(monkeypatch, limit, groups):
     """Cells are joined as often for any order of the data."""
     monkeypatch.setattr(state, "MAX_RUNS", limit)

@@ -84,6 +84,7 @@ def test_a_worker_is_killed(hosts, data, table):
         table.right("hosts: SIGKILL of a worker", run, data)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_where_a_read_has_failed_twice(local, data, table):
     faulty_filesystem.place(data.faults, data.chunk(20), faulty_filesystem.ERROR, times=2)
     with running(local, data) as run:
@@ -289,6 +290,7 @@ def test_the_client_is_stopped_while_its_cable_is_pulled(hosts, data, table):
         table.error("hosts: Ctrl-C with the client's link cut", run, 130, "stopped by SIGINT")
 
 
+@pytest.mark.slow
 def test_what_became_of_all_faults(table):
     if not table.rows:
         pytest.skip("no faults before")

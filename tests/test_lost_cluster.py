@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster
 from kldiv_dask import EvaluationError, evaluate
 from kldiv_dask.evaluation import checkpoint
 from kldiv_dask.evaluation.errors import ClusterError
+from tests.helpers.cases import some_slow
 from tests.test_evaluation import same_bits
 from tests.test_evaluation_resume import positions_of
 
@@ -74,7 +75,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", some_slow(*LOSSES))
 def test_nothing_is_skipped_because_the_cluster_is_lost(tmp_path, loss, undisturbed):
     path = tmp_path / "run"
     settings = {
@@ -100,7 +101,7 @@ def broken(block, block_info=None):
     return block
 
 
-@pytest.mark.parametrize("where", ["cluster", "threads"])
+@pytest.mark.parametrize("where", some_slow("cluster", "threads"))
 def test_a_connection_that_a_task_loses_is_an_error_of_that_task(where):
     """A store of one's own that can't be reached is no cluster that is lost."""
     x, t = (da.from_array(values, chunks=(1, 3, 5)) for values in VALUES)
@@ -139,6 +140,7 @@ def _files(tmp_path, monkeypatch):
         np.save(f"{name}.npy", values)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_files")
 def test_commands_beside_a_notebook(undisturbed):
     """Some end before the others, which go on."""

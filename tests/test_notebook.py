@@ -18,7 +18,7 @@ CHARTS = ["heat-map", "distribution", "group-figure", "paired-figure"]
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("run", marks=pytest.mark.slow)])
 def cells(tmp_path_factory):
     """Outputs of each cell by its id, from a run in a copy of what it needs of the checkout."""
     root = tmp_path_factory.mktemp("checkout")

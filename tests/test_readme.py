@@ -35,6 +35,7 @@ def test_ci_runs_the_test_command():
     assert test_command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_the_main_job_prints_what_is_promised():
     (command,) = [block for block in blocks("sh") if "kldiv-dask compute" in block]
     job = shlex.split(command.split("&&")[-1])

@@ -14,6 +14,7 @@ from kldiv_dask import evaluate, kl_div, kl_div_with_logits, open_array, open_pa
 from kldiv_dask.cli import main
 from kldiv_dask.evaluation import EvaluationError
 from tests.helpers import llama_base
+from tests.helpers.cases import some_slow
 from tests.helpers.stores import VALUES, date_later, write
 
 ROWS = np.random.default_rng(0).normal(size=(400, 1000)).astype("f4")
@@ -106,7 +107,7 @@ with dask.config.set({"kldiv.map-files": False, "kldiv.retry-delays": []}):
 """
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", some_slow(*WRITERS))
 def test_a_file_that_is_cut_after_the_check_leaves_the_process_alive(tmp_path, name):
     WRITERS[name](tmp_path / name)
     # The last one before a use: rows of base files come after their heads.
