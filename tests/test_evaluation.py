@@ -1,132 +1,33 @@
-"""Evaluations against their slow reference, and that their bits depend on the data alone."""
+"""Evaluations against their slow reference, and which are refused."""
 
 import itertools
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import dask.array as da
-import ml_dtypes
 import numpy as np
 import pytest
 
-from kldiv_dask import EvaluationError, EvaluationWarning, evaluate, kl_div_with_logits
-from kldiv_dask.evaluation.checkpoint import packed
-from kldiv_dask.statistics.chunks import EvaluationSpec, evaluate_chunks
-from kldiv_dask.statistics.distribution import PROBABILITIES
+from kldiv_dask import EvaluationError, EvaluationWarning
 from kldiv_dask.statistics.sketch import RELATIVE_ERROR
-from kldiv_dask.statistics.state import merge
 from tests import reference_evaluation as reference
 from tests.helpers.cases import slow_unless
+from tests.helpers.evaluations import (
+    DTYPES,
+    KINDS,
+    SHAPES,
+    check,
+    check_by_position,
+    expected_of,
+    extras,
+    near,
+    pair,
+    rng,
+    run,
+)
 
 OCR = Path(__file__).parent / "data" / "ocr"
-
-DTYPES = {"float16": "f2", "bfloat16": ml_dtypes.bfloat16, "float32": "f4", "float64": "f8"}
-
-SHAPES = [(60,), (12, 7), (3, 6, 5)]
-
-KINDS = ["logits", "log_probs", "probs", "log_probs_and_probs"]
-
-
-def rng(*seed):
-    return np.random.default_rng(seed)
-
-
-def run(*args, **options):
-    return evaluate(*args, progress=False, **{"scheduler": "sync"} | options)
-
-
-def softmax(logits):
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def pair(kind, dtype, shape, classes=9, seed=0):
-    """Draw what two models might give at some positions."""
-    r = rng(seed, len(shape))
-    target = 3 * r.normal(size=(*shape, classes))
-    input = target + r.normal(size=target.shape)
-    if kind != "logits":
-        # In float16 the least would be 0, and some divergences infinite.
-        least = 2.0**-14 if (kind, dtype) == ("probs", "float16") else 0.0
-        input, target = (np.maximum(softmax(a), least) for a in (input, target))
-        input = input if kind == "probs" else np.log(input)
-        target = np.log(target) if kind == "log_probs" else target
-    return input.astype(DTYPES[dtype]), target.astype(DTYPES[dtype])
-
-
-def extras(shape, classes=9, seed=1):
-    """Draw a mask, two kinds of groups, and labels of which some are missing."""
-    r = rng(seed, len(shape))
-    labels = r.integers(0, classes, shape)
-    labels[r.random(shape) < 0.3] = -100
-    names = r.integers(0, 3, shape)
-    return {
-        "where": r.random(shape) < 0.8,
-        "labels": labels,
-        "groups": names - 1,
-        "strings": np.array(["code", "law", "prose"])[names],
-    }
-
-
-def same_bits(left, right):
-    """Assert that two states are equal in every field and every bit."""
-    first, second = packed(left), packed(right)
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        other = second[name]
-        assert (array.dtype, array.shape) == (other.dtype, other.shape), name
-        assert array.tobytes() == other.tobytes(), name
-
-
-def near(found, expected, relative=1e-6, absolute=0.0):
-    assert found == pytest.approx(expected, rel=relative, abs=absolute, nan_ok=True)
-
-
-def check(found, expected, relative=1e-6):
-    """Compare statistics with those of the reference, field by field."""
-    labels = expected.pop("labels", None)
-    exact = {"count", "clusters", "worst", "quantiles", "labels", "histogram"}
-    exact |= {"by_position", "checks", "worst_finite", "finite"}
-    assert (found.count, found.clusters) == (expected["count"], expected["clusters"])
-    assert [one["index"] for one in found.worst] == expected["worst"]
-    assert [one["index"] for one in found.worst_finite] == expected["worst_finite"]
-    check_finite(found.finite, expected["finite"], relative)
-    near(list(found.quantiles.values()), expected["quantiles"], 2**-8 + relative)
-    for name in found.__dataclass_fields__.keys() - exact:
-        near(getattr(found, name), expected[name], relative)
-    assert (found.labels is None) == (labels is None)
-    if labels is not None:
-        changes = list(found.labels.p_change_quantiles.values())
-        near(changes, labels.pop("p_change_quantiles"), 2**-7, 1e-3)
-        check_finite(found.labels.finite, labels.pop("finite"), relative, 1e-7)
-        for name, value in labels.items():
-            near(getattr(found.labels, name), value, relative, 1e-7)
-
-
-def check_finite(found, expected, relative, absolute=0.0):
-    assert found.keys() == expected.keys()
-    for name, one in found.items():
-        numbers = asdict(one)
-        near(numbers.pop("value"), expected[name].pop("value"), relative, absolute)
-        assert numbers == expected[name], name
-
-
-def sequences_of(shape, axis):
-    return np.broadcast_to(np.indices(shape)[axis], shape)
-
-
-def expected_of(input, target, shape, *, where=None, labels=None, cluster_axis=0, **options):
-    measured = reference.measure(input, target, labels=labels, **options)
-    taken = np.ones(shape, bool) if where is None else where
-    labeled = None if labels is None else labels != -100
-    sequences = sequences_of(shape, cluster_axis)
-
-    def of(chosen):
-        return reference.statistics(measured, chosen, sequences, labeled, PROBABILITIES)
-
-    return of, taken, measured
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -190,30 +91,6 @@ def test_finite_positions(dtype):
     assert [len(one.worst_finite) for one in (found.overall, found.groups["no"])] == [20, 0]
     assert found.overall.labels.finite["perplexity_ratio"].count < found.labels.count - 5
     check_by_position(found.overall, measured.kl, more["where"], relative)
-
-
-def check_by_position(found, kl, taken, relative, step=1):
-    """Compare means along the last axis, in runs of so many places, with NumPy's."""
-    expected = []
-    for start in range(0, kl.shape[-1], step) if kl.ndim > 1 else ():
-        run = (..., slice(start, start + step))
-        chosen = kl[run][taken[run]]
-        if chosen.size:
-            kept = reference.finite_mean(chosen)
-            expected.append(
-                {"start": start, "stop": min(start + step, kl.shape[-1]), "count": chosen.size}
-                | {"nan": kept["nan"], "infinite": kept["infinite"]}
-                | {"mean": float(chosen.mean()), "mean_of_finite": kept["value"]}
-            )
-    means = ("mean", "mean_of_finite")
-    for rows in found.by_position, expected:
-        assert all(list(row)[-2:] == list(means) for row in rows)
-    found, expected = (
-        ([list(row.values())[:5] for row in rows], [row[name] for row in rows for name in means])
-        for rows in (found.by_position, expected)
-    )
-    assert found[0] == expected[0]
-    near(found[1], expected[1], relative)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -338,116 +215,6 @@ def test_real_log_probs():
     near(found.overall.jensen_shannon, float(measured.jensen_shannon.mean()), 1e-7)
     near(found.overall.reverse_kl, float(measured.reverse_kl.mean()), 1e-9)
     assert found.checks["target_not_normalized"]["count"] == 0
-
-
-# Bits
-
-
-# Each type, and each way to come to compute in float64.
-@pytest.mark.parametrize(
-    ("dtype", "temperature", "computed"),
-    slow_unless(
-        [("float32", 2.0, None), ("float64", 1.0, None)],
-        [
-            ("float16", 3.0, None),
-            ("bfloat16", 1.0, None),
-            ("float32", 2.0, None),
-            ("float32", 1.0, "float64"),
-            ("float64", 1.0, None),
-        ],
-    ),
-)
-def test_bits_of_the_divergence(dtype, temperature, computed):
-    """They are those of `kl_div_with_logits`, whose float32 results are rounded once more."""
-    shape = (12, 7)
-    input, target = pair("logits", dtype, shape, classes=300)
-    options = {"temperature": temperature, "dtype": computed}
-    found = run(input, target, groups=np.arange(84).reshape(shape), **options)
-    alone = kl_div_with_logits(input, target, reduction="none", **options).compute()
-    ours = np.array([one.sum for one in found.groups.values()]).reshape(shape)
-    assert (ours.astype(alone.dtype) == alone).all()
-    for reduction, number in {"sum": found.overall.sum, "mean": found.mean}.items():
-        other = kl_div_with_logits(input, target, reduction=reduction, **options).compute()
-        assert other.dtype.type(number) == other
-
-
-def chunkings(shape):
-    """Cut positions at random, three times; the classes too, which are joined again."""
-    r = rng(7)
-    for number in range(3):
-        cuts = [
-            np.sort(r.choice(np.arange(1, length), r.integers(1, min(length, 6)), replace=False))
-            for length in shape
-        ]
-        pieces = [
-            np.diff([0, *cut, length]).tolist() for cut, length in zip(cuts, shape, strict=True)
-        ]
-        yield tuple(map(tuple, pieces)), (9,) if number else (4, 5)
-
-
-@pytest.fixture(
-    scope="module", params=[("logits", "float32"), ("log_probs_and_probs", "float64")], ids=str
-)
-def whole(request):
-    """A pair with all that is odd, its options, and the state of it in one chunk."""
-    kind, dtype = request.param
-    shape = (30, 11)
-    input, target = pair(kind, dtype, shape)
-    target[3, 4, 2:5] = -np.inf if kind == "logits" else 0.0
-    input[9, 1, 6] = -np.inf
-    input[20, 10] = np.nan
-    input[21:24], target[21:24] = input[:3], target[:3]  # ties
-    more = extras(shape)
-    options = {name: more[name] for name in ("where", "labels")}
-    options |= {"groups": more["strings"], "kind": kind}
-    return input, target, options, run(input, target, **options).state
-
-
-@pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("scheduler", ["sync", "threads", "cluster"])
-def test_bits_of_chunkings(whole, scheduler, number, request):
-    input, target, options, state = whole
-    positions, classes = list(chunkings((30, 11)))[number]
-    pair = [da.from_array(a, chunks=(*positions, classes)) for a in (input, target)]
-    if scheduler == "cluster":
-        scheduler = request.getfixturevalue("client")
-    same_bits(run(*pair, **options, scheduler=scheduler).state, state)
-
-
-@pytest.mark.parametrize("layout", ["F", "strided", "swapped"])
-def test_bits_of_layouts(whole, layout):
-    input, target, options, state = whole
-    if layout == "F":
-        pair = [np.asfortranarray(a) for a in (input, target)]
-    elif layout == "strided":
-        pair = [np.repeat(a, 2, axis=1)[:, ::2] for a in (input, target)]
-    else:
-        pair = [a.astype(a.dtype.newbyteorder()) for a in (input, target)]
-    same_bits(run(*pair, **options).state, state)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_bits_of_merges(whole, seed):
-    """States of pieces, merged in a random order in random numbers."""
-    input, target, options, state = whole
-    kind = options["kind"]
-    dtype = np.dtype(np.float32 if kind == "logits" else np.float64)
-    spec = EvaluationSpec((30, 11), 0, kind, 1.0, dtype, (1e-5, 1e-5))
-    small = [options[name] for name in ("where", "groups", "labels")]
-    r = rng(seed)
-    states = []
-    for rows in np.split(np.arange(30), np.unique(r.integers(1, 30, 8))):
-        for columns in np.split(np.arange(11), np.unique(r.integers(1, 11, 2))):
-            part = np.ix_(rows, columns)
-            start = int(rows[0]), int(columns[0])
-            arrays = [a[part] for a in (input, target)]
-            states.append(evaluate_chunks(*arrays, start, *(a[part] for a in small), spec))
-    while len(states) > 1:
-        r.shuffle(order := list(range(len(states))))
-        size = int(r.integers(1, 5))
-        some, others = order[:size], order[size:]
-        states = [states[i] for i in others] + [merge([states[i] for i in some])]
-    same_bits(states[0], state)
 
 
 # What is refused

@@ -15,7 +15,7 @@ import zarr
 import kldiv_dask
 from kldiv_dask import Evaluation, EvaluationWarning, compare, evaluate, open_array
 from kldiv_dask.evaluation.errors import CheckpointError
-from tests.test_bad_input import said
+from tests.helpers.doubtful import said
 
 LLAMA = Path(__file__).parent / "data" / "llama"
 BASE, Q8, OTHER = (str(LLAMA / f"tiny128.{name}") for name in ("base", "q8_0", "othertext.q"))

@@ -15,7 +15,7 @@ from kldiv_dask.statistics.distribution import PROBABILITIES
 from kldiv_dask.statistics.intervals import clustered, interval, p_value
 from tests import reference_evaluation as reference
 from tests.helpers.cases import slow_unless
-from tests.test_evaluation import check_by_position, same_bits
+from tests.helpers.evaluations import check_by_position, same_bits
 
 
 def rng(*seed):

@@ -16,7 +16,7 @@ import pytest
 from kldiv_dask import Evaluation, EvaluationWarning, evaluate
 from kldiv_dask.evaluation import files
 from tests.helpers.cases import slow_unless
-from tests.test_evaluation_resume import go, load, positions_of
+from tests.helpers.resumable import go, load, positions_of
 
 LONGEST = 255
 
@@ -122,7 +122,7 @@ def test_a_second_run_with_one_checkpoint_is_refused_and_the_first_one_named(und
 
     def second():
         program = (
-            "from tests.test_evaluation_resume import go\n"
+            "from tests.helpers.resumable import go\n"
             f"import os; os.chdir({os.getcwd()!r}); go('run')"
         )
         command = [sys.executable, "-c", program]

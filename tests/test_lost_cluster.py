@@ -17,8 +17,8 @@ from kldiv_dask import EvaluationError, evaluate
 from kldiv_dask.evaluation import checkpoint
 from kldiv_dask.evaluation.errors import ClusterError
 from tests.helpers.cases import some_slow
-from tests.test_evaluation import same_bits
-from tests.test_evaluation_resume import positions_of
+from tests.helpers.evaluations import same_bits
+from tests.helpers.resumable import positions_of
 
 VALUES = np.random.default_rng(0).normal(size=(2, 40, 3, 5))
 

@@ -17,7 +17,7 @@ from kldiv_dask.kernels.checks import OPERANDS, PROBS
 from kldiv_dask.statistics import state, tables
 from kldiv_dask.versions import LAYOUT, REVISION
 from tests.helpers.commands import call
-from tests.test_evaluation import same_bits
+from tests.helpers.evaluations import same_bits
 
 FOLDER = Path(__file__).parent / "data" / "layouts"
 
