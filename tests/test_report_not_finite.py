@@ -146,7 +146,7 @@ def test_the_progress_line_counts_what_is_not_finite() -> None:
     file = io.StringIO()
     with contextlib.redirect_stderr(file):
         evaluate(*np.full((2, 3, 4, 5), np.nan), progress=True)
-    assert re.search(r"left, 12 NaN *\n$", file.getvalue())
+    assert re.search(r"positions/s, 12 NaN *\n$", file.getvalue())
     x, t = np.random.default_rng(0).normal(size=(2, 20, 4, 5))
     x[3, 1], x[5, :2, 0] = np.nan, -np.inf
     file = io.StringIO()
