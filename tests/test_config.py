@@ -20,6 +20,7 @@ from kldiv_dask.evaluation import checkpoint, regions
 from kldiv_dask.evaluation.pace import Pace
 from kldiv_dask.storage import ChunkReadError
 from kldiv_dask.storage.source import Source
+from tests.helpers.cases import slow_unless
 from tests.test_graph import stages
 
 FOLDER = Path(kldiv_dask.__file__).parent
@@ -209,9 +210,20 @@ def test_slabs_of_evaluations_take_a_few_seconds():
     assert set(sizes(64, 16, 100.0, most=3)) == {3, 1}
 
 
+INTERVALS = [
+    ("0 s", None, True),
+    ("1 hour", None, False),
+    ("0 s", 3600, False),
+    ("1 hour", 0, True),
+]
+
+
 @pytest.mark.parametrize(
     ("configured", "given", "early"),
-    [("0 s", None, True), ("1 hour", None, False), ("0 s", 3600, False), ("1 hour", 0, True)],
+    slow_unless(
+        INTERVALS[:1],
+        INTERVALS,
+    ),
 )
 def test_checkpoint_interval(tmp_path, configured, given, early):
     """After the first of three slabs there is a checkpoint, which the second may write anew."""

@@ -147,7 +147,8 @@ def test_every_pair_of_logits(name, options):
     equal(found, kl_div_with_logits(*wide(x, t), reduction="none", **options).compute())
 
 
-@one_float8
+@pytest.mark.slow
+@each_float8
 @pytest.mark.filterwarnings("ignore::kldiv_dask.EvaluationWarning")
 def test_every_pair_is_evaluated(name):
     pair = [a.reshape(-1) for a in every_pair(name)]

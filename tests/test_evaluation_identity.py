@@ -15,6 +15,7 @@ import zarr
 import kldiv_dask
 from kldiv_dask import Evaluation, EvaluationWarning, compare, evaluate, open_array
 from kldiv_dask.evaluation.errors import CheckpointError
+from tests.helpers.cases import some_slow
 from tests.helpers.doubtful import said
 
 LLAMA = Path(__file__).parent / "data" / "llama"
@@ -280,7 +281,7 @@ def test_uniform_distributions_are_no_constant_rows():
     assert any(one.startswith("8 rows of input are constant") for one in messages)
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "bf16"])
+@pytest.mark.parametrize("dtype", some_slow("f4", "f8", "f2", "bf16"))
 def test_flat_probabilities_are_no_log_probabilities(dtype):
     import ml_dtypes
 
