@@ -23,10 +23,11 @@ import numpy as np
 from numba.core.event import install_recorder
 with install_recorder("numba:compile") as recorder:
     from kldiv_dask import partial_sum
-    from kldiv_dask.kernels import pointwise
+    from kldiv_dask.kernels import pointwise, pointwise_sum
     x = np.full(1000, -1.0, sys.argv[1])
     state = partial_sum.zero()
-    pointwise.add_block(state, x, np.ones_like(x), pointwise.PointwiseSpec(x.dtype, False, False))
+    spec = pointwise.PointwiseSpec(x.dtype, False, False)
+    pointwise_sum.add_block(state, x, np.ones_like(x), spec)
 assert partial_sum.total(state).units == 1000 << 1074
 print(len(recorder.buffer))
 """

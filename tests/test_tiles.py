@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kldiv_dask import kl_div, partial_sum
-from kldiv_dask.kernels import pointwise
+from kldiv_dask.kernels import pointwise, pointwise_sum
 from tests import reference
 from tests.helpers.bits import (
     FLOATS,
@@ -197,7 +197,9 @@ def test_any_terms_are_summed_exactly(values: Array, log_target: bool) -> None:
     """
     t = np.full_like(values, 0 if log_target else 1)
     state = partial_sum.zero()
-    pointwise.add_block(state, -values, t, pointwise.PointwiseSpec(values.dtype, log_target, False))
+    pointwise_sum.add_block(
+        state, -values, t, pointwise.PointwiseSpec(values.dtype, log_target, False)
+    )
     sums, total = partial_sum.total(state), reference.exact_sum(values)
     assert Fraction(sums.units, 2**1074) == total.exact
     assert sums[1:4] == total[1:4]

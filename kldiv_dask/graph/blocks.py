@@ -12,7 +12,7 @@ import numpy as np
 from kldiv_dask import partial_sum
 from kldiv_dask.align import Pair
 from kldiv_dask.graph.stages import Function, stage
-from kldiv_dask.kernels import pointwise
+from kldiv_dask.kernels import pointwise, pointwise_sum
 from kldiv_dask.kernels.pointwise import Chunk, Mask, PointwiseSpec
 from kldiv_dask.kernels.pointwise_rows import OUTPUTS, RowSums
 from kldiv_dask.options import Reduction
@@ -94,7 +94,7 @@ def _block(
     """Reduce a pair of chunks to one partial."""
     result = partial_sum.zero((1,) * len(shape))
     accumulator = result.reshape(partial_sum.SIZE)
-    pointwise.add_block(accumulator, input, target, spec, where)
+    pointwise_sum.add_block(accumulator, input, target, spec, where)
     numel = math.prod(shape)
     if where is not None and numel:
         numel = int(np.count_nonzero(where)) * (numel // where.size)

@@ -23,9 +23,11 @@ import numpy as np
 from numba import typeof, types
 from numba.extending import intrinsic, overload
 
+from kldiv_dask.kernels import formulas
 from kldiv_dask.kernels.elementary_tables import FLOAT32, FLOAT64
 from kldiv_dask.kernels.jit import inner_function
-from kldiv_dask.kernels.llvm_bits import scaled, scaled_normal, significand_exponent
+from kldiv_dask.kernels.llvm_bits import scaled, scaled_normal
+from kldiv_dask.kernels.vectors import Vector, scalar_function
 
 Real = Any
 """A scalar of the type that a function is for."""
@@ -51,42 +53,38 @@ fma_f64 = _fused(types.float64)
 
 @intrinsic
 def polynomial(typingctx: Any, x: Any, coefficients: Any) -> Any:
-    """Sum ``coefficients[i] * x**i``; even and odd powers apart, for half the latency."""
+    """Sum ``coefficients[i] * x**i`` as `formulas.polynomial` does."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x, packed = arguments
-        square = builder.fmul(x, x)
-        terms = [builder.extract_value(packed, i) for i in range(len(coefficients))]
-
-        def horner(value: Any, *terms: Any) -> Any:
-            return builder.fma(horner(*terms), square, value) if terms else value
-
-        return builder.fma(horner(*terms[1::2]), x, horner(*terms[::2]))
+        terms = [
+            Vector(builder, builder.extract_value(packed, i)) for i in range(len(coefficients))
+        ]
+        return formulas.polynomial(Vector(builder, x), terms).value
 
     return x(x, coefficients), codegen
 
 
-def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
+@scalar_function(results=2)
+def _reduced(x: Vector, rounder: Vector) -> tuple[Vector, Vector]:
+    shifted, *parts = formulas.exp_parts(x, rounder)
+    return formulas.exp_reduced(*parts), shifted
+
+
+@scalar_function()
+def _logarithm(x: Vector, tiny_exponent: Vector) -> Vector:
+    """Logarithm of x times two to the power of `tiny_exponent`, which is counted as n is."""
+    n, f, s = formulas.log_parts(x)
+    return formulas.log_sum(n + tiny_exponent, f, s)
+
+
+def _exponentials(real: Any, table: SimpleNamespace) -> tuple[Any, Any]:
     """Make `exp` and `exp_normal` for one type."""
-    one = real(1)
-    lowest, highest, coefficients = table.exp_lowest, table.exp_highest, table.exp
-    log2_e, minus_ln2_high, minus_ln2_low = table.log2_e, -table.ln2_high, -table.ln2_low
+    lowest, highest = table.exp_lowest, table.exp_highest
     # Adding this rounds to an integer, which the lowest bits of the sum then hold.
     info = np.finfo(real)
     rounder = real(1.5 * 2**info.nmant)
     biased_rounder = real(rounder + 2 * (info.maxexp - 1))
-
-    @inner_function
-    def reduced(x: Real, rounder: Real) -> tuple[Real, Real]:
-        shifted = fma(x, log2_e, rounder)
-        n = shifted - rounder
-        high = fma(n, minus_ln2_high, x)
-        r = fma(n, minus_ln2_low, high)
-        # 1 + high in two parts, without which the error would reach 0.9 ulp.
-        head = one + high
-        tail = high - (head - one)
-        rest = fma(r * r, polynomial(r, coefficients), fma(n, minus_ln2_low, tail))
-        return head + rest, shifted
 
     @inner_function
     def exp(x: Real) -> Real:
@@ -109,7 +107,7 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
         """
         x = highest if x > highest else x
         x = lowest if x < lowest else x
-        y, shifted = reduced(x, biased_rounder)
+        y, shifted = _reduced(x, biased_rounder)
         return scaled(y, shifted)
 
     @inner_function
@@ -131,40 +129,22 @@ def _exponentials(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any
         >>> float(exp_normal(np.float64(1)))
         2.718281828459045
         """
-        y, shifted = reduced(x, rounder)
+        y, shifted = _reduced(x, rounder)
         return scaled_normal(y, shifted)
 
     return exp, exp_normal
 
 
-def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
+def _logarithms(real: Any) -> tuple[Any, Any]:
     """Make `log` and `log_normal` for one type."""
-    zero, half, one, two = real(0), real(0.5), real(1), real(2)
     infinity, nan = real(np.inf), real(np.nan)
-    start, coefficients = table.log_start, table.log
-    ln2_high, ln2_low = table.ln2_high, table.ln2_low
+    # Unlike 0, LLVM leaves out where -0 is added.
+    zero, nothing = real(0), real(-0.0)
     info = np.finfo(real)
     smallest_normal = info.smallest_normal
-    bias = real(2**info.nmant + info.maxexp - 1)
-    tiny_bias = real(bias + info.nmant)
     tiny_scale = real(2**info.nmant)
-
-    # Numba's check of the divisor would keep the loop from being vectorized.
-    @inner_function
-    def logarithm(x: Real, bias: Real) -> Real:
-        m, exponent = significand_exponent(x, start)
-        n = exponent - bias
-        f = m - one
-        # The sum n * ln2_high + f in two parts, exactly.
-        head = fma(n, ln2_high, f)
-        tail = fma(n, ln2_high, -head) + f
-        # log(1 + f) = f - f^2 / 2 + s * (f^2 / 2 + R(s^2)) with s = f / (2 + f), as in fdlibm;
-        # a polynomial in f alone takes 20 terms in float64 and 1.4 times as long.
-        s = f / (f + two)
-        square = s * s
-        half_f = half * f
-        rest = fma(square, polynomial(square, coefficients), half_f * f)
-        return head + fma(-half_f, f, fma(s, rest, fma(n, ln2_low, tail)))
+    # As `formulas.log_parts` counts exponents.
+    tiny_exponent = real(-info.nmant * (2**23 if real == np.float32 else 1))
 
     @inner_function
     def log(x: Real) -> Real:
@@ -186,7 +166,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
         -744.4400719213812
         """
         tiny = x < smallest_normal
-        y = logarithm(x * tiny_scale if tiny else x, tiny_bias if tiny else bias)
+        y = _logarithm(x * tiny_scale if tiny else x, tiny_exponent if tiny else nothing)
         y = y if x < infinity else x
         y = y if x > zero else nan
         return -infinity if x == zero else y
@@ -210,7 +190,7 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
         >>> float(log_normal(np.float64(1)))
         0.0
         """
-        return logarithm(x, bias)
+        return _logarithm(x, nothing)
 
     return log, log_normal
 
@@ -219,10 +199,10 @@ def _logarithms(real: Any, fma: Any, table: SimpleNamespace) -> tuple[Any, Any]:
 # is -708.4.
 EXP_NORMAL_F32, EXP_NORMAL_F64 = 87.0, 708.0
 
-exp_f32, exp_normal_f32 = _exponentials(np.float32, fma_f32, FLOAT32)
-exp_f64, exp_normal_f64 = _exponentials(np.float64, fma_f64, FLOAT64)
-log_f32, log_normal_f32 = _logarithms(np.float32, fma_f32, FLOAT32)
-log_f64, log_normal_f64 = _logarithms(np.float64, fma_f64, FLOAT64)
+exp_f32, exp_normal_f32 = _exponentials(np.float32, FLOAT32)
+exp_f64, exp_normal_f64 = _exponentials(np.float64, FLOAT64)
+log_f32, log_normal_f32 = _logarithms(np.float32)
+log_f64, log_normal_f64 = _logarithms(np.float64)
 
 
 def by_type(float32: Any, float64: Any) -> Any:

@@ -197,25 +197,32 @@ def add_tile(accumulator, terms, rest):
     terms : float32 or float64 array, 1-d, contiguous, of exactly a tile
     rest : float64 array, as long
         Scratch space.
+
+    Returns
+    -------
+    tuple of float64
+        The largest magnitude, NaN where there is one, and the smallest but zero, or infinity.
     """
-    _add_many(accumulator, terms, tile_size(terms), rest)
+    most, least = _range(terms, tile_size(terms))
+    _add_many(accumulator, terms, tile_size(terms), rest, most, least)
+    return most, least
 
 
 @inner_function
 def add_terms(accumulator, terms, rest):
     """Do what `add_tile` does with at most a tile."""
     if terms.size == tile_size(terms):
-        _add_many(accumulator, terms, tile_size(terms), rest)
+        add_tile(accumulator, terms, rest)
     elif terms.size > FEW:
-        _add_many(accumulator, terms, terms.size, rest)
+        most, least = _range(terms, terms.size)
+        _add_many(accumulator, terms, terms.size, rest, most, least)
     else:
         for i in range(terms.size):
             add(accumulator, np.float64(terms[i]))
 
 
 @inlined_function
-def _add_many(accumulator, terms, size, rest):
-    most, least = _range(terms, size)
+def _add_many(accumulator, terms, size, rest, most, least):
     # Beyond this the grids would overflow. NaN compares false.
     if not most < 2.0**1021:
         for i in range(size):

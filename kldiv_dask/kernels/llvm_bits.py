@@ -148,27 +148,6 @@ def _layout(real: Any) -> tuple[Any, int, int]:
 
 
 @intrinsic
-def significand_exponent(context: Any, x: Any, start: Any) -> tuple[Any, Callable[..., Any]]:
-    """Split a positive normal x into m * 2^n with start <= m < 2 * start.
-
-    Returns m and 2^fraction + bias + n. The bits of the latter are those of an integer beside a
-    constant: few processors convert a vector of 64-bit integers in one instruction.
-    """
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integer, fraction, bias = _layout(x)
-        bits, low = (builder.bitcast(arg, integer) for arg in args)
-        shifted = builder.add(bits, builder.sub(integer(bias << fraction), low))
-        m = builder.add(builder.and_(shifted, integer((1 << fraction) - 1)), low)
-        exponent = builder.lshr(shifted, integer(fraction))
-        n = builder.or_(exponent, integer((bias + fraction) << fraction))
-        parts = [builder.bitcast(part, args[0].type) for part in (m, n)]
-        return context.make_tuple(builder, signature.return_type, parts)
-
-    return types.UniTuple(x, 2)(x, x), build
-
-
-@intrinsic
 def scaled(context: Any, y: Any, shifted: Any) -> tuple[Any, Callable[..., Any]]:
     """Return y * 2^n for every n that exp meets; shifted is 1.5 * 2^fraction + 2 * bias + n.
 

@@ -68,6 +68,17 @@ def inlined(context: Any) -> Built:
 
 
 @intrinsic
+def address(context: Any, array: Any) -> Built:
+    """Return where the first element of an array lies in memory."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), build
+
+
+@intrinsic
 def _prefetch(context: Any, array: Any, index: Any) -> Built:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(array)(context, builder, args[0]).data

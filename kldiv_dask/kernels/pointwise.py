@@ -1,9 +1,9 @@
-"""torch's terms t (log t - x), or exp(t) (t - x), and their exact sum over a pair of chunks.
+"""torch's terms t (log t - x), or exp(t) (t - x), of a pair of chunks.
 
-For `kl_div`. A tile of terms is computed in the type of the result, with `elementary`'s functions,
-and added to an accumulator of `exact_sum`. Invariant: a term depends on its two numbers and types
-alone, not on its place; so the sum depends on neither chunks nor layout. Special values are those
-of torch.nn.functional.kl_div (`xlogy` for probabilities).
+For `kl_div`; `pointwise_sum` and `pointwise_rows` add them up. A tile of terms is computed in the
+type of the result, with `elementary`'s functions. Invariant: a term depends on its two numbers and
+types alone, not on its place. Special values are those of torch.nn.functional.kl_div (`xlogy` for
+probabilities).
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from kldiv_dask.kernels.elementary import (
 from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
 from kldiv_dask.kernels.layout import segments
 from kldiv_dask.kernels.llvm_bits import narrow_or, nonnormal_bits
-from kldiv_dask.kernels.llvm_hints import prefetch, tile_length, tile_size, wide_vectors
+from kldiv_dask.kernels.llvm_hints import tile_length, tile_size, wide_vectors
 from kldiv_dask.kernels.stored_floats import as_stored, narrow, stored_type, widen
 
 Array = npt.NDArray[Any]
@@ -136,33 +136,19 @@ def _fill_segment(x, t, mask, out, log_target, zero_target, terms):
         _store(terms, out[first : first + tile])
 
 
-def _sum_segment(x, t, mask, accumulator, log_target, zero_target, terms, rest):
-    tile = tile_size(terms)
-    half = tile // 2
-    for start in range(0, x.size, tile):
-        # The last tile ends at the end; what it has in common with the one before counts once.
-        first = min(start, x.size - tile)
-        prefetch(x, first + tile, half)
-        prefetch(t, first + tile, half)
-        fill(x, t, mask, first, terms, log_target, zero_target)
-        terms[: start - first] = 0
-        prefetch(x, first + tile + half, half)
-        prefetch(t, first + tile + half, half)
-        exact_sum.add_tile(accumulator, terms, rest)
-        if start % exact_sum.ENDURANCE == 0:
-            exact_sum.carry_compiled(accumulator)
-    exact_sum.carry_compiled(accumulator)
-
-
 def kernel(
-    function: Kernel, operands: Sequence[Array | None], result: tuple[Any, ...], spec: PointwiseSpec
+    function: Kernel,
+    operands: Sequence[Array | None],
+    result: tuple[Any, ...],
+    spec: PointwiseSpec,
+    *more: Any,
 ) -> Kernel:
     """Compile a function for stored operands and a kind of term.
 
     The function takes `x`, `t` and `mask`, which are contiguous 1-d segments of at least a tile, or
     None for no mask; what `result` holds the types of; `log_target`, True or None; `zero_target`,
-    the target whose terms are 0, or NaN for none; a tile of the computation type to work in; and,
-    if it sums, one more tile of float64.
+    the target whose terms are 0, or NaN for none; a tile of the computation type to work in; and
+    what `more` holds the types of.
     """
     work = numba.from_dtype(spec.compute_dtype)
     segments = [
@@ -172,8 +158,7 @@ def kernel(
         for operand in operands
     ]
     log_target = numba.types.boolean if spec.log_target else numba.types.none
-    rest = () if function is _fill_segment else (numba.float64[::1],)
-    return compiled(function, (*segments, *result, log_target, work, work[::1], *rest))
+    return compiled(function, (*segments, *result, log_target, work, work[::1], *more))
 
 
 def padded(segments: Sequence[Array | None], tile: int) -> list[Any]:
@@ -194,36 +179,6 @@ def workspace(spec: PointwiseSpec) -> tuple[Array, Array]:
     """Return a tile for terms, and one for what sums leave to be added."""
     tile = tile_length(spec.compute_dtype)
     return np.empty(tile, spec.compute_dtype), np.empty(tile)
-
-
-def add_block(
-    accumulator: npt.NDArray[np.int64],
-    input: Chunk,
-    target: Chunk,
-    spec: PointwiseSpec,
-    where: Mask | None = None,
-) -> None:
-    """Add the terms of a pair of chunks to an exact sum.
-
-    Parameters
-    ----------
-    accumulator : int64 array of shape (ACCUMULATOR_SIZE,)
-        Changed in place, and left canonical.
-    input, target : arrays that broadcast together
-        Converted to the computation type piece by piece.
-    spec : PointwiseSpec
-        What a term is.
-    where : bool array that broadcasts to the shape of both, optional
-        Which terms to add.
-    """
-    operands = [as_stored(input), as_stored(target)]
-    masks = [] if where is None else [where]
-    no_mask = [None] * (not masks)
-    add = kernel(_sum_segment, [*operands, *(masks or no_mask)], (numba.int64[::1],), spec)
-    terms, rest = workspace(spec)
-    for operand_segments in segments(*operands, *masks, flags=["readonly"] * (2 + len(masks))):
-        parts = padded([*operand_segments, *no_mask], terms.size)
-        add(*parts, accumulator, spec.log_target or None, spec.zero_target, terms, rest)
 
 
 def block_terms(

@@ -108,7 +108,9 @@ class RowSums:
             outputs = min(outputs, BUFFER // max(self._at_once, 1))
         self.runs = grid_slices(self.shape, outputs)
         types = (numba.int64[:, ::1], numba.int64, numba.boolean)
-        self._kernel = kernel(_sum_rows, [*stored, *(masks or self._no_mask)], types, spec)
+        self._kernel = kernel(
+            _sum_rows, [*stored, *(masks or self._no_mask)], types, spec, numba.float64[::1]
+        )
 
     def included(self, output_slices: Slices) -> npt.NDArray[np.int64]:
         """Return how many terms each of a piece of the outputs is the sum of, flat."""

@@ -12,6 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kldiv_dask.dtypes import TABLE
+from kldiv_dask.kernels.vectors import Vector
 
 _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
@@ -40,61 +41,46 @@ def _converts_float16() -> bool:
     return bool(features.get("f16c"))
 
 
-def _float16(builder: Any, pattern: Any) -> Any:
+def _float16(pattern: Vector) -> Vector:
     """Decode IEEE 754 binary16 to float32."""
     if _converts_float16():
-        return builder.fpext(builder.bitcast(pattern, ir.HalfType()), _FLOAT)
-    return _float16_from_integers(builder, pattern)
+        return pattern.bitcast(ir.HalfType()).widened(_FLOAT)
+    return _float16_from_integers(pattern)
 
 
-def _float16_from_integers(builder: Any, pattern: Any) -> Any:
+def _float16_from_integers(pattern: Vector) -> Vector:
     """Decode IEEE 754 binary16 to float32 by operations on its bits.
 
     No arithmetic on a subnormal is involved, which some processors do a hundred times slower: a
     subnormal is put behind the leading bit of 2**-14, which is then subtracted.
     """
-
-    def constant(value: int) -> Any:
-        return ir.Constant(_INT32, value)
-
-    word = builder.zext(pattern, _INT32)
-    magnitude = builder.shl(builder.and_(word, constant(0x7FFF)), constant(13))
-    exponent = builder.and_(magnitude, constant(0x1F << 23))
-    normal = builder.add(magnitude, constant((127 - 15) << 23))
-    special = builder.add(magnitude, constant((255 - 31) << 23))
-    smallest = constant((127 - 14) << 23)
-    subnormal = builder.bitcast(
-        builder.fsub(
-            builder.bitcast(builder.add(magnitude, smallest), _FLOAT),
-            builder.bitcast(smallest, _FLOAT),
-        ),
-        _INT32,
-    )
-    is_special = builder.icmp_unsigned("==", exponent, constant(0x1F << 23))
-    is_subnormal = builder.icmp_unsigned("==", exponent, constant(0))
-    decoded = builder.select(is_special, special, builder.select(is_subnormal, subnormal, normal))
-    sign = builder.shl(builder.and_(word, constant(0x8000)), constant(16))
-    return builder.bitcast(builder.or_(decoded, sign), _FLOAT)
+    word = pattern.widened(_INT32)
+    magnitude = (word & 0x7FFF) << 13
+    exponent = magnitude & (0x1F << 23)
+    normal = magnitude + ((127 - 15) << 23)
+    special = magnitude + ((255 - 31) << 23)
+    smallest = (127 - 14) << 23
+    subnormal = ((magnitude + smallest).from_bits() - 2.0**-14).bits()
+    finite = exponent.equals(0).choose(subnormal, normal)
+    decoded = exponent.equals(0x1F << 23).choose(special, finite)
+    return (decoded | ((word & 0x8000) << 16)).from_bits()
 
 
-def _bfloat16(builder: Any, pattern: Any) -> Any:
+def _bfloat16(pattern: Vector) -> Vector:
     """Decode bfloat16, the upper half of a float32."""
-    return builder.bitcast(builder.shl(builder.zext(pattern, _INT32), _INT32(16)), _FLOAT)
+    return (pattern.widened(_INT32) << 16).from_bits()
 
 
-def _float8_e4m3fn(builder: Any, pattern: Any) -> Any:
+def _float8_e4m3fn(pattern: Vector) -> Vector:
     """Decode float8_e4m3fn, which is 1 bit of sign, 4 of exponent and 3 of significand.
 
     Moved to where float16 has them, the bits are those of a number 2**8 times smaller, as the bias
     of the exponent is 7 rather than 15. There is no infinity; NaN has all bits set but the sign.
     """
-    word = builder.zext(pattern, _INT16)
-    magnitude = builder.and_(word, _INT16(0x7F))
-    sign = builder.shl(builder.and_(word, _INT16(0x80)), _INT16(8))
-    moved = builder.or_(sign, builder.shl(magnitude, _INT16(7)))
-    number = builder.fmul(_float16(builder, moved), _FLOAT(2.0**8))
-    is_nan = builder.icmp_unsigned("==", magnitude, _INT16(0x7F))
-    return builder.select(is_nan, _FLOAT(float("nan")), number)
+    word = pattern.widened(_INT16)
+    magnitude = word & 0x7F
+    number = _float16(((word & 0x80) << 8) | (magnitude << 7)) * 2.0**8
+    return magnitude.equals(0x7F).choose(number.like(float("nan")), number)
 
 
 _DECODE = {
@@ -105,15 +91,18 @@ _DECODE = {
 _DECODERS = {numba.from_dtype(_PATTERNS[name]): decode for name, decode in _DECODE.items()}
 
 
+def widened(numbers: Vector, stored: Any, element: Any) -> Vector:
+    """Return stored numbers, of one of Numba's types, in one of LLVM's that is at least as wide."""
+    decode = _DECODERS.get(stored)
+    return (decode(numbers) if decode else numbers).widened(element)
+
+
 @intrinsic
 def widen(context: Any, stored: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
     """Return a stored number in the type of `like`, which is at least as wide."""
-    decode = _DECODERS.get(stored)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if decode is None:
-            return context.cast(builder, args[0], stored, like)
-        return context.cast(builder, decode(builder, args[0]), types.float32, like)
+        return widened(Vector(builder, args[0]), stored, context.get_value_type(like)).value
 
     return like(stored, like), build
 

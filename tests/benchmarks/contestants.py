@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask import partial_sum
-from kldiv_dask.kernels import pointwise
+from kldiv_dask.kernels import pointwise, pointwise_sum
 from tests.benchmarks.measurement import Array, Run, counted, in_parts
 from tests.helpers.cases import dtype_of
 
@@ -80,7 +80,7 @@ def _this_library(case: Case, x: Array, t: Array) -> Run:
 
     def block(x: Array, t: Array) -> partial_sum.Partial:
         state = partial_sum.zero()
-        pointwise.add_block(state, x, t, spec)
+        pointwise_sum.add_block(state, x, t, spec)
         return state
 
     if case.reduction == "none":
