@@ -40,9 +40,9 @@ CAREFUL, TOO_LARGE, TOO_SMALL = 1, 2, 4
 FEWEST_GRIDS = 2
 FAILED = 4
 
-# A strip has at least so many vectors, as the loop runs over three more, and at most four tiles: 2048
-# terms of float32, which count less than 2**22 on a grid each and 2048 / 16 of which are added in
-# 32 bits; or 1024 of float64, which count less than 2**51 and are added in 63 bits.
+# A strip has at least so many vectors, as the loop runs over three more, and at most four tiles:
+# 2048 terms of float32, which count less than 2**22 on a grid each and 2048 / 16 of which are added
+# in 32 bits; or 1024 of float64, which count less than 2**51 and are added in 63 bits.
 SHORTEST = 4
 
 
