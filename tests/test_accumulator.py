@@ -129,7 +129,7 @@ def test_batchings_and_merge_trees(kind: str, dtype: str, odd: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("reduction", REDUCED)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_slow(*KINDS))
 def test_updates(kind: str, reduction: str) -> None:
     """In any order and of any size, between results, of NumPy and Dask arrays."""
     rng = np.random.default_rng(1)

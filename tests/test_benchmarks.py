@@ -58,7 +58,14 @@ def test_a_file_without_markers(tmp_path):
         comparison.around(readme)
 
 
-@pytest.mark.parametrize("case", comparison.CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case.dtype == "float32" else pytest.param(case, marks=pytest.mark.slow)
+        for case in comparison.CASES
+    ],
+    ids=str,
+)
 def test_contestants_agree(case):
     x, t = pair(SIZE, case.dtype, case.log_target)
     assert x.dtype == t.dtype == dtype_of(case.dtype)

@@ -116,7 +116,7 @@ def check(
 
 
 @pytest.mark.parametrize("chunks", [(1, 32, 6625), (1, 5, 6625), (1, 32, 1000), (1, 9, 811)])
-@pytest.mark.parametrize("dtype", [None, "float64"])
+@pytest.mark.parametrize("dtype", some_slow(None, "float64"))
 def test_stored_logits(dtype: str | None, chunks: Shape) -> None:
     known = json.loads((OCR / "expected.json").read_text())["logits"]
     pair = [da.from_array(np.load(OCR / f"{m}_logits.npy"), chunks) for m in ("student", "teacher")]
@@ -129,7 +129,7 @@ def test_stored_logits(dtype: str | None, chunks: Shape) -> None:
     assert list(np.unravel_index(each.argmax(), each.shape)) == known["worst_position"]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 3])
+@pytest.mark.parametrize("temperature", some_slow(0.5, 3))
 def test_stored_logits_at_a_temperature(temperature: float) -> None:
     x, t = (np.load(OCR / f"{model}_logits.npy")[:, 3:6] for model in ("student", "teacher"))
     known = [[float(divergence(*rows, temperature)) for rows in zip(x[0], t[0], strict=True)]]

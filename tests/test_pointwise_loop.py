@@ -14,7 +14,7 @@ from kldiv_dask import partial_sum
 from kldiv_dask.kernels import jit, pointwise, pointwise_sum
 from kldiv_dask.kernels.pointwise_sum import FAILURES, GRIDS, LOOPS
 from tests import reference
-from tests.helpers.cases import Array, dtype_of, narrow
+from tests.helpers.cases import Array, dtype_of, narrow, some_slow
 
 # Around a vector, the shortest strip, a tile, and a strip and its ends.
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 79, 511, 512, 513, 2047, 2048, 2049, 4096 + 77, 20000)
@@ -26,9 +26,7 @@ PAIRS = [
     ("float32", "float64"),
 ]
 
-by_types = pytest.mark.parametrize(
-    "names", [PAIRS[0], PAIRS[1], *(pytest.param(p, marks=pytest.mark.slow) for p in PAIRS[2:])]
-)
+by_types = pytest.mark.parametrize("names", [PAIRS[0], *some_slow(*PAIRS[1:])])
 by_target = pytest.mark.parametrize("log_target", [False, True])
 
 
@@ -193,7 +191,7 @@ def test_what_takes_the_loop(name: str, log_target: bool) -> None:
 @pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="reads x86 assembly"
 )
-@by_target
+@pytest.mark.parametrize("log_target", some_slow(False, True))
 @by_types
 def test_the_loop_has_no_call_and_no_gather(
     names: tuple[str, str], log_target: bool, monkeypatch: pytest.MonkeyPatch

@@ -40,7 +40,7 @@ WRITERS = {
 # What is read without maps
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", some_slow(*WRITERS))
 def test_values_without_maps_are_those_with_them(tmp_path, name):
     WRITERS[name](tmp_path / name)
     wanted = open_array(tmp_path / name).compute()

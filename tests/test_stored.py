@@ -13,7 +13,7 @@ import pytest
 from kldiv_dask import partial_sum
 from kldiv_dask.kernels import pointwise, pointwise_sum
 from kldiv_dask.kernels.stored_floats import as_stored, narrow, widen
-from tests.helpers.cases import dtype_of, some_slow, special_grid
+from tests.helpers.cases import dtype_of, special_grid
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 
@@ -87,10 +87,10 @@ def digests(cases):
     return [digest(dtype_of(name), bool(log)) for name, log in cases]
 
 
-@pytest.mark.parametrize("cases", some_slow([("float64", 1)], ALL))
-def test_no_bit_depends_on_the_processor(cases):
+@pytest.mark.slow
+def test_no_bit_depends_on_the_processor():
     """The generic one has neither AVX nor fused multiply-adds."""
-    program = f"from tests.test_stored import digests; print(digests({cases!r}))"
+    program = f"from tests.test_stored import digests; print(digests({ALL!r}))"
     generic = {**os.environ, "NUMBA_CPU_NAME": "generic"}
     out = subprocess.check_output([sys.executable, "-c", program], text=True, env=generic)
-    assert out == f"{digests(cases)}\n"
+    assert out == f"{digests(ALL)}\n"

@@ -22,7 +22,7 @@ from kldiv_dask import (
     kl_div_with_logits_summary,
 )
 from tests.helpers.bits import assert_same_bits
-from tests.helpers.cases import log_probabilities, probabilities
+from tests.helpers.cases import log_probabilities, probabilities, some_slow
 
 xr = pytest.importorskip("xarray")
 
@@ -319,7 +319,7 @@ def same(found, expected):
     return dims
 
 
-@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+@pytest.mark.parametrize("order", some_slow(*ORDERS), ids="-".join)
 def test_evaluations(order):
     labels = rng.integers(0, 5, (4, 3))
     t = named(T, order=order).assign_coords(

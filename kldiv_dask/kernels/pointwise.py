@@ -22,7 +22,7 @@ from kldiv_dask.kernels.elementary import (
     log,
     log_normal,
 )
-from kldiv_dask.kernels.jit import Kernel, compiled, inner_function
+from kldiv_dask.kernels.jit import Kernel, compiled, inlined_function, inner_function
 from kldiv_dask.kernels.layout import segments
 from kldiv_dask.kernels.llvm_bits import narrow_or, nonnormal_bits
 from kldiv_dask.kernels.llvm_hints import tile_length, tile_size, wide_vectors
@@ -116,7 +116,7 @@ def _clear_excluded(mask, out):
         out[i] = out[i] if mask[i] else 0
 
 
-@inner_function
+@inlined_function
 def fill(x, t, mask, start, out, log_target, zero_target):
     """Fill a tile with the terms from `start` on."""
     stop = start + tile_size(out)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldiv_dask.kernels import exact_sum
-from kldiv_dask.kernels.jit import inner_function
+from kldiv_dask.kernels.jit import inlined_function, inner_function
 from kldiv_dask.kernels.layout import segments
 from kldiv_dask.kernels.llvm_bits import float64_bits, float64_from_bits
 from kldiv_dask.kernels.llvm_hints import CACHE_LINE, address, prefetch, tile_size
@@ -55,7 +55,8 @@ def no_guess() -> npt.NDArray[np.int64]:
     return guess
 
 
-@inner_function
+# Made part of its caller before it is optimized, which is then done once.
+@inlined_function
 def _add_tiles(x, t, mask, start, stop, accumulator, log_target, zero_target, terms, rest):
     """Add terms tile by tile; return the largest magnitude, and the smallest but zero."""
     tile = tile_size(terms)
