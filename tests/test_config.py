@@ -220,10 +220,7 @@ INTERVALS = [
 
 @pytest.mark.parametrize(
     ("configured", "given", "early"),
-    slow_unless(
-        INTERVALS[:1],
-        INTERVALS,
-    ),
+    slow_unless(INTERVALS[:1], INTERVALS),
 )
 def test_checkpoint_interval(tmp_path, configured, given, early):
     """After the first of three slabs there is a checkpoint, which the second may write anew."""

@@ -135,8 +135,9 @@ def test_every_pair_of_numbers(name, log_target, zero_safe):
         )
 
 
-@one_float8
-@pytest.mark.parametrize("options", some_slow({}, {"temperature": 1.7}, {"dtype": "float64"}))
+@pytest.mark.slow
+@each_float8
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.7}, {"dtype": "float64"}])
 def test_every_pair_of_logits(name, options):
     """As two classes, beside one of 0: 2**16 positions."""
     pair = [a.reshape(-1) for a in every_pair(name)]
@@ -250,7 +251,7 @@ def test_tolerances():
 # Where they are stored
 
 
-@each_float8
+@one_float8
 def test_safetensors(tmp_path, name):
     path = tmp_path / "x.safetensors"
     x, t = numbers(name)

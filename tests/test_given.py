@@ -15,6 +15,7 @@ from kldiv_dask import (
     kl_div_summary,
     kl_div_with_logits,
 )
+from tests.helpers.cases import some_slow
 from tests.helpers.commands import call
 from tests.test_operands import without_expressions
 
@@ -59,7 +60,7 @@ def groups_of_strings():
 STRINGS = hasattr(np.dtypes, "StringDType")
 
 
-@pytest.mark.parametrize("name", groups_of_strings())
+@pytest.mark.parametrize("name", some_slow(*groups_of_strings()))
 def test_groups_of_strings(name, tmp_path):
     found = evaluated(groups=groups_of_strings()[name])
     wanted = evaluated(groups=np.array(NAMES))

@@ -129,7 +129,8 @@ def test_stored_logits(dtype: str | None, chunks: Shape) -> None:
     assert list(np.unravel_index(each.argmax(), each.shape)) == known["worst_position"]
 
 
-@pytest.mark.parametrize("temperature", some_slow(0.5, 3))
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.5, 3])
 def test_stored_logits_at_a_temperature(temperature: float) -> None:
     x, t = (np.load(OCR / f"{model}_logits.npy")[:, 3:6] for model in ("student", "teacher"))
     known = [[float(divergence(*rows, temperature)) for rows in zip(x[0], t[0], strict=True)]]
