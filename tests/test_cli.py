@@ -78,6 +78,7 @@ def assert_agrees(report, summary):
 # Values
 
 
+@pytest.mark.slow
 def test_a_cluster_is_started_and_the_value_alone_is_printed(pair):
     code, out, err = run("kldiv-dask", "compute", *pair, "--workers", "2")
     expected = in_python(*pair).mean

@@ -192,7 +192,7 @@ def test_what_takes_the_loop(name: str, log_target: bool) -> None:
     platform.machine().lower() not in ("x86_64", "amd64"), reason="reads x86 assembly"
 )
 @pytest.mark.parametrize("log_target", some_slow(False, True))
-@by_types
+@pytest.mark.parametrize("names", some_slow(*PAIRS))
 def test_the_loop_has_no_call_and_no_gather(
     names: tuple[str, str], log_target: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
