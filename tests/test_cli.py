@@ -359,6 +359,7 @@ def test_stopped_while_computing(endless):
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_stopped_while_another_cluster_computes(client, endless):
     command = "kldiv-dask", "compute", *endless, "--scheduler", client.scheduler.address
     with at_terminal(*command) as (process, terminal):

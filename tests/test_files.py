@@ -240,6 +240,7 @@ def test_json_on_the_standard_output_is_all_that_is_there(pair, name, redirected
     assert stat.S_ISREG(os.stat("out").st_mode) if redirected else "out" not in names()
 
 
+@pytest.mark.slow
 def test_a_result_that_cannot_be_saved_is_printed_and_written_elsewhere(pair):
     done = command(*pair, "--save", "/dev/full", "--json", "a.json")
     assert done.returncode == 1

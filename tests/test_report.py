@@ -13,6 +13,7 @@ from kldiv_dask.report import plots, render
 from kldiv_dask.report.headline import headline
 from kldiv_dask.report.numbers import number, plus_minus
 from kldiv_dask.report.remarks import remarks
+from tests.helpers.cases import some_slow
 from tests.helpers.reports import (
     HOSTILE,
     NAN,
@@ -159,7 +160,7 @@ def test_labels_have_a_section_where_there_are_some() -> None:
     assert re.search(r"quantile 1 % +-0\.1250$", shown, re.M)
 
 
-@pytest.mark.parametrize("write", [render.fragment, render.page])
+@pytest.mark.parametrize("write", some_slow(render.page, render.fragment))
 def test_html_is_closed_and_loads_nothing(write: Any, any_report: dict[str, Any]) -> None:
     html = Tags(write(any_report))
     assert {"script", "link", "img", "iframe"}.isdisjoint(tag for tag, _ in html.seen)

@@ -146,6 +146,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_arrays_that_are_huge_and_empty_work(tmp_path):
     found = limited(WORK, tmp_path, {name: make for name, (make, *_) in WORKS.items()})
     assert dict(zip(WORKS, found, strict=True)) == {
