@@ -88,7 +88,7 @@ class _Loop:
         )
 
     def _loaded(self, address: Any, stored: Any) -> Vector:
-        vector = ir.VectorType(_ELEMENTS[stored], self.width)
+        vector = ir.VectorType(_element(stored), self.width)
         address = self.builder.bitcast(address, vector.as_pointer())
         return Vector(self.builder, self.builder.load(address, align=stored.bitwidth // 8))
 
@@ -174,13 +174,11 @@ class _Loop:
         return reasons
 
 
-_ELEMENTS = {
-    types.float64: ir.DoubleType(),
-    types.float32: ir.FloatType(),
-    types.uint16: ir.IntType(16),
-    types.int16: ir.IntType(16),
-    types.uint8: ir.IntType(8),
-}
+def _element(stored: Any) -> Any:
+    """Return LLVM's type of numbers as they are stored, or of their patterns."""
+    if isinstance(stored, types.Integer):
+        return ir.IntType(stored.bitwidth)
+    return {32: ir.FloatType(), 64: ir.DoubleType()}[stored.bitwidth]
 
 
 def _run(loop: _Loop, arrays: list[Any], count: Any) -> Any:
