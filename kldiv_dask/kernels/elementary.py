@@ -26,7 +26,7 @@ from numba.extending import intrinsic, overload
 from kldiv_dask.kernels import formulas
 from kldiv_dask.kernels.elementary_tables import FLOAT32, FLOAT64
 from kldiv_dask.kernels.jit import inner_function
-from kldiv_dask.kernels.llvm_bits import scaled, scaled_normal
+from kldiv_dask.kernels.llvm_bits import scaled
 from kldiv_dask.kernels.vectors import Vector, scalar_function
 
 Real = Any
@@ -63,6 +63,9 @@ def polynomial(typingctx: Any, x: Any, coefficients: Any) -> Any:
         return formulas.polynomial(Vector(builder, x), terms).value
 
     return x(x, coefficients), codegen
+
+
+scaled_normal = scalar_function()(formulas.scaled_normal)
 
 
 @scalar_function(results=2)

@@ -201,7 +201,7 @@ def add_tile(accumulator, terms, rest):
     Returns
     -------
     tuple of float64
-        The largest magnitude, NaN where there is one, and the smallest but zero, or infinity.
+        The largest magnitude, NaN where there is one, and the smallest but zero, or 0.
     """
     most, least = _range(terms, tile_size(terms))
     _add_many(accumulator, terms, tile_size(terms), rest, most, least)

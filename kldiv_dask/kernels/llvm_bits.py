@@ -165,16 +165,3 @@ def scaled(context: Any, y: Any, shifted: Any) -> tuple[Any, Callable[..., Any]]
         return value
 
     return y(y, y), build
-
-
-@intrinsic
-def scaled_normal(context: Any, y: Any, shifted: Any) -> tuple[Any, Callable[..., Any]]:
-    """Return y * 2^n where that is normal; shifted is 1.5 * 2^fraction + n."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integer, fraction, _ = _layout(y)
-        bits, n = (builder.bitcast(arg, integer) for arg in args)
-        scaled = builder.add(bits, builder.shl(n, integer(fraction)))
-        return builder.bitcast(scaled, args[0].type)
-
-    return y(y, y), build

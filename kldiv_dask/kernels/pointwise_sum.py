@@ -136,7 +136,7 @@ def _note_success(guess, grids):
 
 @inner_function
 def _note_failure(guess):
-    """Skip 0, 0, 2, 2, 6, ... and at last 126 strips."""
+    """Skip 0, 2, 6, 14, ... and at last 126 strips."""
     if guess[SKIP] > 0:
         guess[SKIP] -= 1
     elif guess[GRIDS] > 0:

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from kldiv_dask.kernels.elementary import by_type, fma_f32, fma_f64, polynomial
+from kldiv_dask.kernels.elementary import by_type, fma_f32, fma_f64, polynomial, scaled_normal
 from kldiv_dask.kernels.elementary_tables import FLOAT32, FLOAT64
 from kldiv_dask.kernels.jit import inner_function
-from kldiv_dask.kernels.llvm_bits import scaled_normal
 from kldiv_dask.kernels.llvm_hints import inlined
 
 # From which difference on a part of the Jensen-Shannon divergence is no polynomial of it.
